@@ -1,0 +1,113 @@
+"""The command line: ``fedalign run``, ``list``, ``report`` and ``predict``; no logic of its own."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from fedalign import __version__
+from fedalign.errors import RunFailed, UserError
+
+_RESUME = "resume="
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit code: 0, 2 for a user's mistake, 1 for a run that failed, 130 for Ctrl-C."""
+    given = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], None] = given.command
+    try:
+        command(given)
+    except (UserError, RunFailed) as error:
+        if given.debug:
+            raise
+        print(f"fedalign: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
+        return 2 if isinstance(error, UserError) else 1
+    except KeyboardInterrupt:
+        print("fedalign: interrupted", file=sys.stderr)  # noqa: T201
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="fedalign", description="Federated, pluralistic, private alignment.")
+    parser.add_argument("--version", action="version", version=f"fedalign {__version__}")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show tracebacks")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    run = commands.add_parser("run", parents=[common], help="run a federation, or a sweep with -m")
+    run.add_argument("-m", "--multirun", action="store_true", help="run every combination of the values given")
+    run.add_argument("--print-config", action="store_true", help="show the resolved configuration and stop")
+    run.add_argument(
+        "overrides", nargs="*", help="in Hydra's grammar, such as method=pluralllm seed=1; resume=DIR goes on"
+    )
+    run.set_defaults(command=_run)
+
+    listing = commands.add_parser("list", parents=[common], help="what there is to choose from")
+    listing.add_argument("group", nargs="?", help="methods, data, engines, partitions, ...")
+    listing.set_defaults(command=_list)
+
+    report = commands.add_parser("report", parents=[common], help="one run or many, side by side")
+    report.add_argument("directories", nargs="+", type=Path, metavar="DIR")
+    report.add_argument("--output", type=Path, help="directory for the comparison (default: beside the first run)")
+    report.add_argument("--metric", action="append", dest="metrics", help="compare this metric; may be repeated")
+    report.add_argument("--baseline", help="label of the arm that the others are compared with, seed by seed")
+    report.set_defaults(command=_report)
+
+    predict = commands.add_parser("predict", parents=[common], help="a new group's answers from a few of them")
+    predict.add_argument("directory", type=Path, metavar="DIR", help="a finished run")
+    predict.add_argument("answers", type=Path, help="survey file; questions without a distribution are predicted")
+    predict.add_argument("--out", type=Path, help="write the predictions as JSON")
+    predict.set_defaults(command=_predict)
+    return parser
+
+
+def _run(given: argparse.Namespace) -> None:
+    from fedalign import run, sweep
+    from fedalign.config import resolve
+
+    console = Console()
+    resumed = [o.removeprefix(_RESUME) for o in given.overrides if o.startswith(_RESUME)]
+    others = [o for o in given.overrides if not o.startswith(_RESUME)]
+    if resumed and (others or given.multirun or len(resumed) > 1):
+        raise UserError("resume=DIR goes on under the run's own configuration; give it alone")
+    if given.print_config:
+        console.print_json(json.dumps(resolve(others)))
+    elif resumed:
+        sweep.show(console, run.resume(Path(resumed[0])))
+    elif given.multirun:
+        sweep.run_all(console, others)
+    else:
+        sweep.show(console, run.start(others))
+
+
+def _list(given: argparse.Namespace) -> None:
+    from fedalign.listing import show_options
+
+    show_options(Console(), given.group)
+
+
+def _report(given: argparse.Namespace) -> None:
+    from fedalign.sweep import report
+
+    report(Console(), given.directories, given.output, given.metrics, given.baseline)
+
+
+def _predict(given: argparse.Namespace) -> None:
+    from fedalign.predict import predict
+    from fedalign.report.atomic import write_json_atomic
+    from fedalign.sweep import show_predictions
+
+    predictions = predict(given.directory, given.answers)
+    show_predictions(Console(), predictions)
+    if given.out is not None:
+        write_json_atomic(given.out, [prediction.to_json() for prediction in predictions])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""The run configuration: composed by Hydra from conf/, checked, and typed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import Field
+
+from fedalign.build import build
+from fedalign.data.federated import DataSource
+from fedalign.data.names import suggest
+from fedalign.data.schema import Encoder, Partition
+from fedalign.engines.base import Engine
+from fedalign.errors import UserError
+from fedalign.federation.conductor import Federation
+from fedalign.methods.base import Method
+from fedalign.models.base import ModelSpec
+from fedalign.privacy.base import Privacy
+from fedalign.report.loggers import Logger
+
+RESOLVED = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that a run is made of; one field a config group, and the keys at the top.
+
+    Parameters
+    ----------
+    name : str
+        Names the directory under ``outputs/``.
+    seed : int
+    output : str or None
+        The run's directory.
+    """
+
+    method: Method
+    data: DataSource
+    partition: Partition
+    encoder: Encoder
+    model: ModelSpec
+    federation: Federation
+    privacy: Privacy
+    engine: Engine
+    logger: Logger
+    name: Annotated[str, Field(min_length=1, pattern=r"^[^/\\]+$")]
+    seed: Annotated[int, Field(ge=0)]
+    output: str | None
+
+
+def conf_directory() -> Path:
+    """Return the directory of the shipped configs: inside the wheel, or beside the package in a checkout."""
+    package = Path(__file__).resolve().parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+def resolve(overrides: Sequence[str]) -> dict[str, Any]:
+    """Compose the configuration and resolve its interpolations; values only, nothing is built.
+
+    Parameters
+    ----------
+    overrides : sequence of str
+        In Hydra's grammar: ``seed=1``, ``method=uniform``, ``federation.rounds=5``.
+
+    Raises
+    ------
+    UserError
+        If an override cannot be parsed, or names an unknown key, group or option.
+    """
+    try:
+        with initialize_config_dir(str(conf_directory()), version_base="1.3"):
+            config = compose("config", overrides=list(overrides))
+        content = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_explain(error)) from error
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
+
+
+def parse(resolved: RESOLVED) -> RunConfig:
+    """Build the typed configuration.
+
+    Raises
+    ------
+    UserError
+        If a key is unknown or missing, or a value has the wrong type or range.
+    """
+    return build(resolved, RunConfig, "")
+
+
+def to_json(resolved: RESOLVED) -> str:
+    """Return the configuration in the form that travels to the nodes; equal configurations give equal text."""
+    travels = {key: value for key, value in resolved.items() if key not in ("output", "logger", "name")}
+    return json.dumps(travels, sort_keys=True)
+
+
+def expand(overrides: Sequence[str]) -> list[list[str]]:
+    """Return the jobs of a sweep: the product of all comma-separated values, ranges and choices.
+
+    Raises
+    ------
+    UserError
+        If an override cannot be parsed.
+    """
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+    except (HydraException, OverrideParseException) as error:
+        raise UserError(_explain(error)) from error
+    return [list(job) for job in batches[0]]
+
+
+def options() -> dict[str, dict[str, str]]:
+    """Return every config group's options with their one-line descriptions."""
+    found: dict[str, dict[str, str]] = {}
+    root = conf_directory()
+    for path in sorted(root.rglob("*.yaml")):
+        group = path.parent.relative_to(root).as_posix()
+        if group != ".":
+            first = path.read_text().splitlines()[0]
+            found.setdefault(group, {})[path.stem] = first.removeprefix("#").strip()
+    return found
+
+
+def keys(config: Any, prefix: str = "") -> Iterator[str]:
+    """Yield every dotted key of a configuration."""
+    if isinstance(config, Mapping):
+        for name, value in config.items():
+            yield f"{prefix}{name}"
+            yield from keys(value, f"{prefix}{name}.")
+
+
+def _explain(error: Exception) -> str:
+    """Turn Hydra's multi-line message into one line that names the nearest valid key or option."""
+    text = str(error)
+    unknown = re.search(r"Could not override '([^']+)'", text)
+    if unknown:
+        return f"unknown key {unknown[1]}{suggest(unknown[1], _default_keys())}"
+    option = re.search(r"(?:Could not find|Cannot find primary config|In '[^']+': Could not find) '([^']+)'", text)
+    if option and "/" in option[1]:
+        group, _, name = option[1].rpartition("/")
+        return f"{group}={name}: no such option{suggest(name, options().get(group, {}))}"
+    missing = re.search(r"Missing mandatory value: (\S+)", text)
+    if missing:
+        return f"missing key {missing[1]}; set it"
+    return " ".join(text.split())
+
+
+def _default_keys() -> list[str]:
+    with initialize_config_dir(str(conf_directory()), version_base="1.3"):
+        config: DictConfig = compose("config")
+    groups = [name for name in options() if "." not in name]
+    return [*keys(OmegaConf.to_container(config)), *(name.replace("/", ".") for name in groups)]

@@ -1,0 +1,127 @@
+"""The algebra of a federation: a client's reply is a bag of named sums, and the server sees only their total."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+State = dict[str, Tensor]
+"""Named tensors: what the server broadcasts and what a phase leaves behind."""
+
+DELTA = "delta/"
+WEIGHT = "weight"
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """Named tensors and scalars that are meant to be added.
+
+    A name that one contribution lacks counts as zero there, so contributions with different names add up too.
+
+    Parameters
+    ----------
+    tensors : mapping from name to Tensor
+        Weighted parameter deltas (``delta/<parameter>``), sufficient statistics, histograms.
+    scalars : mapping from name to float
+        Weights, counts, and the numerators and denominators of metrics.
+    """
+
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    scalars: Mapping[str, float] = field(default_factory=dict)
+
+    def __add__(self, other: Contribution) -> Contribution:
+        """Return the sum, tensors in float64."""
+        return total([self, other])
+
+    def scale(self, factor: float) -> Contribution:
+        """Return the contribution with every tensor and scalar multiplied by ``factor``."""
+        return Contribution(
+            {name: tensor * factor for name, tensor in self.tensors.items()},
+            {name: value * factor for name, value in self.scalars.items()},
+        )
+
+    def norm(self) -> float:
+        """Return the L2 norm over all tensors together, computed in float64; scalars do not count."""
+        return math.sqrt(sum(float(t.double().square().sum()) for t in self.tensors.values()))
+
+    def clip(self, bound: float) -> Contribution:
+        """Return the contribution with its tensors shrunk to an L2 norm of at most ``bound``; scalars are kept."""
+        norm = self.norm()
+        if norm <= bound:
+            return self
+        return Contribution({k: t * (bound / norm) for k, t in self.tensors.items()}, self.scalars)
+
+
+class RunningTotal:
+    """Adds contributions one by one in float64, in place, so that memory does not grow with their number."""
+
+    def __init__(self) -> None:
+        self._tensors: dict[str, Tensor] = {}
+        self._scalars: dict[str, float] = {}
+
+    def add(self, contribution: Contribution) -> None:
+        """Add one contribution.
+
+        Raises
+        ------
+        ValueError
+            If a tensor's shape differs from that of the same name so far.
+        """
+        for name, tensor in contribution.tensors.items():
+            known = self._tensors.get(name)
+            if known is None:
+                self._tensors[name] = tensor.detach().to(torch.float64, copy=True)
+            elif known.shape != tensor.shape:
+                raise ValueError(f"{name}: shape {tuple(tensor.shape)} does not add to {tuple(known.shape)}")
+            else:
+                known.add_(tensor.detach())
+        for name, value in contribution.scalars.items():
+            self._scalars[name] = self._scalars.get(name, 0.0) + value
+
+    def value(self) -> Contribution:
+        """Return the total so far; the running total must not be used afterwards."""
+        return Contribution(self._tensors, self._scalars)
+
+
+def total(contributions: Iterable[Contribution]) -> Contribution:
+    """Add contributions in the order given, accumulating in float64."""
+    running = RunningTotal()
+    for contribution in contributions:
+        running.add(contribution)
+    return running.value()
+
+
+def weighted_delta(before: Mapping[str, Tensor], after: Mapping[str, Tensor], weight: float) -> Contribution:
+    """Return what a client adds for federated averaging: ``weight * (after - before)`` and ``weight``.
+
+    Parameters
+    ----------
+    before, after : mapping from name to Tensor
+        The trained parameters, same names and shapes.
+    weight : float
+        The client's weight in the mean; positive.
+    """
+    tensors = {DELTA + name: (after[name].detach() - before[name]).mul_(weight) for name in after}
+    return Contribution(tensors, {WEIGHT: weight})
+
+
+def mean_delta(contribution: Contribution) -> State:
+    """Return the weighted mean delta of a total, in float64, by parameter name.
+
+    Raises
+    ------
+    ValueError
+        If the total carries no positive weight.
+    """
+    weight = contribution.scalars.get(WEIGHT, 0.0)
+    if not weight > 0:
+        raise ValueError(f"the total weight of the round is {weight}; it must be positive")
+    return {
+        name.removeprefix(DELTA): tensor / weight
+        for name, tensor in contribution.tensors.items()
+        if name.startswith(DELTA)
+    }

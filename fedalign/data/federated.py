@@ -1,0 +1,88 @@
+"""What every data set gives a federation, whatever its judgments look like: named clients, and a shard for each."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from fedalign.data.progress import ProgressFactory
+from fedalign.rng import Streams
+
+
+class Role(StrEnum):
+    """What a client does in a federation."""
+
+    TRAIN = "train"
+    UNSEEN = "unseen"
+
+
+@dataclass(frozen=True)
+class ClientInfo:
+    """What the server may know of a client.
+
+    Parameters
+    ----------
+    name : str
+    role : Role
+    """
+
+    name: str
+    role: Role
+
+
+class FederatedData(ABC):
+    """The clients that a process can host, and their shards.
+
+    Attributes
+    ----------
+    dropped : mapping from str to int
+        How many records each documented cleaning rule removed.
+    """
+
+    dropped: Mapping[str, int]
+
+    @property
+    @abstractmethod
+    def clients(self) -> Sequence[ClientInfo]:
+        """All clients, training clients first."""
+
+    @abstractmethod
+    def shard(self, client: str) -> Any:
+        """Return a client's shard, as its method's phases expect it."""
+
+
+class DataSource(ABC):
+    """Where judgments come from: one subclass a data set, a frozen dataclass of its settings (config group ``data``).
+
+    Attributes
+    ----------
+    name : str
+        Name in reports.
+    """
+
+    name: str
+
+    @abstractmethod
+    def federate(
+        self, partition: Any, encoder: Any, streams: Streams, cache: Path | None, progress: ProgressFactory
+    ) -> FederatedData:
+        """Load the data, lay it out over clients and encode it.
+
+        Parameters
+        ----------
+        partition, encoder
+            Of the kinds that this data set's judgments need.
+        streams : Streams
+        cache : Path or None
+            Directory of cached embeddings; None for the default.
+        progress : ProgressFactory
+
+        Raises
+        ------
+        UserError
+            If the data cannot be read, are malformed, or do not fit the partition.
+        """

@@ -1,0 +1,64 @@
+"""A survey laid out over clients: the federated form of every survey source."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+
+from fedalign.data.embed import EmbeddingCache, build_shard, default_cache_directory, embed
+from fedalign.data.federated import ClientInfo, FederatedData
+from fedalign.data.progress import ProgressFactory
+from fedalign.data.schema import ClientAnswers, Encoder, Partition, Question, SurveyShard, SurveySource
+from fedalign.rng import Streams
+
+
+@dataclass(frozen=True)
+class SurveyData(FederatedData):
+    """Clients with survey answers.
+
+    Parameters
+    ----------
+    answers : mapping from client to ClientAnswers
+        Training clients first.
+    questions : mapping from question id to Question
+    vectors : mapping from question id to float32 Tensor, shape (options, dim)
+    dropped : mapping from cleaning rule to count
+    """
+
+    answers: Mapping[str, ClientAnswers]
+    questions: Mapping[str, Question]
+    vectors: Mapping[str, Tensor]
+    dropped: Mapping[str, int]
+    _shards: dict[str, SurveyShard] = field(default_factory=dict)
+
+    @property
+    def clients(self) -> Sequence[ClientInfo]:
+        """All clients, training clients first."""
+        return [ClientInfo(client.name, client.role) for client in self.answers.values()]
+
+    def shard(self, client: str) -> SurveyShard:
+        """Return a client's encoded judgments; made when first asked for."""
+        if client not in self._shards:
+            self._shards[client] = build_shard(self.answers[client], self.vectors)
+        return self._shards[client]
+
+
+def federate_survey(
+    source: SurveySource,
+    partition: Partition,
+    encoder: Encoder,
+    streams: Streams,
+    cache: Path | None,
+    progress: ProgressFactory,
+) -> SurveyData:
+    """Load, partition and encode a survey; only questions that some client answered are encoded."""
+    survey = source.load(streams)
+    clients = partition.split(survey, streams)
+    asked = {qid for client in clients for answers in client.answers.values() for qid in answers}
+    questions = {qid: question for qid, question in survey.questions.items() if qid in asked}
+    store = EmbeddingCache(default_cache_directory() if cache is None else cache)
+    vectors = embed(questions.values(), encoder, store, progress)
+    return SurveyData({client.name: client for client in clients}, questions, vectors, survey.dropped)

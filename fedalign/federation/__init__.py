@@ -1,0 +1,1 @@
+"""What Flower runs: the apps, the strategy and the records between them."""

@@ -1,0 +1,261 @@
+"""The loop of a run: phases, rounds, evaluations and checkpoints, on whatever grid the engine gives."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from flwr.app import ConfigRecord, RecordDict
+from flwr.serverapp import Grid
+from pydantic import Field
+
+from fedalign.contribution import State
+from fedalign.errors import RunFailed
+from fedalign.federation.checkpoint import BEST, NEWEST, Checkpoint
+from fedalign.federation.directory import ClientDirectory, discover
+from fedalign.federation.messages import INSTRUCTION, REPORT, RESTORE, SAVE, Instruction
+from fedalign.federation.observer import Observer, PhasePlan, RoundReport
+from fedalign.federation.records import decode_tensors, encode_tensors, payload_bytes
+from fedalign.federation.sampling import Sampler
+from fedalign.federation.server_optimizer import ServerOptimizerSpec
+from fedalign.federation.strategy import SumStrategy
+from fedalign.methods.base import Phase
+from fedalign.metrics.record import Metric, MetricSum, Scope
+from fedalign.rng import Streams
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Federation:
+    """Settings of the federated loop; the ``federation`` config group.
+
+    Parameters
+    ----------
+    rounds : int
+        Rounds of the method's main phase.
+    sampler : Sampler
+    server_optimizer : ServerOptimizerSpec
+    evaluate_every, checkpoint_every : int
+        In rounds; the last round of a phase is always evaluated and saved.
+    round_timeout, node_timeout : float
+        Seconds to wait for the replies of a round, and for nodes before the first round.
+    """
+
+    rounds: Annotated[int, Field(ge=0)]
+    sampler: Sampler
+    server_optimizer: ServerOptimizerSpec
+    evaluate_every: Annotated[int, Field(ge=1)]
+    checkpoint_every: Annotated[int, Field(ge=1)]
+    round_timeout: Annotated[float, Field(gt=0)]
+    node_timeout: Annotated[float, Field(gt=0)]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run as the server sees it.
+
+    Parameters
+    ----------
+    method : str
+    selection : str
+        Metric that the ``best`` checkpoint maximises; it must not come from test data.
+    phases : sequence of Phase
+    federation : Federation
+    seed : int
+    config : str
+        The resolved run configuration as JSON, sent to the nodes.
+    nodes : int
+        Nodes to wait for.
+    checkpoints : Path
+    observers : sequence of Observer
+    resume : bool
+        Go on from the newest checkpoint.
+    """
+
+    method: str
+    selection: str
+    phases: Sequence[Phase[Any]]
+    federation: Federation
+    seed: int
+    config: str
+    nodes: int
+    checkpoints: Path
+    observers: Sequence[Observer]
+    resume: bool
+
+
+@dataclass
+class Outcome:
+    """What a finished run leaves in the server's hands.
+
+    Parameters
+    ----------
+    artefacts : dict from phase name to State
+    counters : dict from str to float
+        ``rounds``, ``client_updates``, ``update_s``, ``train_s``, ``down_bytes``, ``up_bytes``.
+    """
+
+    artefacts: dict[str, State] = field(default_factory=dict)
+    counters: dict[str, float] = field(default_factory=dict)
+
+
+class Conductor:
+    """Runs a job's phases one after another on a grid."""
+
+    def __init__(self, job: Job, grid: Grid) -> None:
+        self.job, self.grid = job, grid
+        self.outcome = Outcome()
+        self._best: float | None = None
+        self._selection: float | None = None
+
+    def run(self) -> Outcome:
+        """Run every phase, or what is left of them, and return the outcome.
+
+        Raises
+        ------
+        RunFailed
+            If nodes do not come, or all clients of a round fail.
+        UserError
+            If the run is to be resumed and its checkpoint cannot be used.
+        """
+        job, settings = self.job, self.job.federation
+        start = Checkpoint.load(job.checkpoints, NEWEST, job.method) if job.resume else None
+        directory = discover(self.grid, job.config, job.nodes, settings.node_timeout)
+        plan = [PhasePlan(phase.name, phase.rounds) for phase in job.phases]
+        done = None if start is None else (job.phases[start.phase].name, start.round)
+        for observer in job.observers:
+            observer.run_started(plan, done)
+        if start is not None:
+            self.outcome.artefacts.update(start.artefacts)
+            self.outcome.counters.update(start.counters)
+            self._best = start.best
+            if start.memories:
+                self._restore_memories(start)
+        for index in range(start.phase if start else 0, len(job.phases)):
+            self._run_phase(index, directory, start if start and start.phase == index else None)
+        return self.outcome
+
+    def _run_phase(self, index: int, directory: ClientDirectory, start: Checkpoint | None) -> None:
+        job, settings, phase = self.job, self.job.federation, self.job.phases[index]
+        stepper = settings.server_optimizer.build()
+        strategy = SumStrategy(phase, index, directory, settings.sampler, stepper, job.config, job.seed)
+        if start is None:
+            state = phase.initial(Streams(job.seed, phase.name), self.outcome.artefacts)
+            first = 1
+            self._report(strategy, 0, 0.0, self._evaluate(strategy, state, 0))
+        else:
+            state, first = start.state, start.round + 1
+            stepper.moments.update(start.moments)
+        if start is not None and first > phase.rounds:
+            # The checkpoint ends the phase; its last evaluation is what a finished run reports.
+            self._evaluate(strategy, state, phase.rounds)
+        for number in range(first, phase.rounds + 1):
+            began = time.perf_counter()
+            state, metrics = self._train(strategy, state, number)
+            last = number == phase.rounds
+            if last or number % settings.evaluate_every == 0:
+                metrics += self._evaluate(strategy, state, number)
+            self._report(strategy, number, time.perf_counter() - began, metrics)
+            self._keep_best(strategy, state, number)
+            if last or number % settings.checkpoint_every == 0:
+                self._checkpoint(strategy, state, number)
+        self.outcome.artefacts[phase.name] = dict(state)
+
+    def _train(self, strategy: SumStrategy, state: State, number: int) -> tuple[State, list[Metric]]:
+        began = time.perf_counter()
+        arrays = encode_tensors(state)
+        messages = strategy.configure_train(number, arrays, ConfigRecord(), self.grid)
+        replies = self.grid.send_and_receive(messages, timeout=self.job.federation.round_timeout)
+        updated, _ = strategy.aggregate_train(number, replies)
+        seconds, tally = time.perf_counter() - began, strategy.tally
+        down = payload_bytes(state) * tally.asked
+        self._count(
+            rounds=1, client_updates=tally.updates, update_s=tally.seconds, train_s=seconds,
+            down_bytes=down, up_bytes=tally.sent_bytes,
+        )  # fmt: skip
+        metrics = self._finish(strategy, strategy.train_sums, "train", number)
+        facts = {
+            "cohort": tally.asked, "clients_failed": tally.failed, "train_seconds": seconds,
+            "down_bytes": down, "up_bytes": tally.sent_bytes,
+        }  # fmt: skip
+        name = strategy.phase.name
+        metrics += [Metric(name, number, "server", None, key, float(value), 1.0) for key, value in facts.items()]
+        return decode_tensors(updated) if updated is not None else state, metrics
+
+    def _evaluate(self, strategy: SumStrategy, state: State, number: int) -> list[Metric]:
+        arrays = encode_tensors(state)
+        messages = strategy.configure_evaluate(number, arrays, ConfigRecord(), self.grid)
+        replies = self.grid.send_and_receive(messages, timeout=self.job.federation.round_timeout)
+        strategy.aggregate_evaluate(number, replies)
+        self._count(down_bytes=payload_bytes(state) * strategy.tally.asked, up_bytes=strategy.tally.sent_bytes)
+        ends = number == strategy.phase.rounds and strategy.index == len(self.job.phases) - 1
+        metrics = self._finish(strategy, strategy.evaluation_sums, "test" if ends else "eval", number)
+        self._selection = next((m.value for m in metrics if m.group is None and m.name == self.job.selection), None)
+        return metrics
+
+    def _finish(self, strategy: SumStrategy, sums: Sequence[MetricSum], scope: Scope, number: int) -> list[Metric]:
+        """Turn sums into means by group and values over groups."""
+        name = strategy.phase.name
+        by_group = [Metric(name, number, scope, s.group, s.name, s.total / s.n, s.n) for s in sums]
+        groups = float(len({item.group for item in sums}))
+        overall = strategy.phase.summarise(sums) if sums else {}
+        return by_group + [Metric(name, number, scope, None, key, v, groups) for key, v in overall.items()]
+
+    def _report(self, strategy: SumStrategy, number: int, seconds: float, metrics: list[Metric]) -> None:
+        tally = strategy.tally
+        report = RoundReport(strategy.phase.name, number, tally.asked, tally.failed, seconds, tuple(metrics))
+        for observer in self.job.observers:
+            observer.round_ended(report)
+
+    def _count(self, **amounts: float) -> None:
+        for key, value in amounts.items():
+            self.outcome.counters[key] = self.outcome.counters.get(key, 0.0) + value
+
+    def _snapshot(self, strategy: SumStrategy, state: State, number: int, memories: bool = False) -> Checkpoint:
+        return Checkpoint(
+            self.job.method, strategy.index, number, state, strategy.optimizer.moments,
+            dict(self.outcome.artefacts), dict(self.outcome.counters), self._best, memories,
+        )  # fmt: skip
+
+    def _keep_best(self, strategy: SumStrategy, state: State, number: int) -> None:
+        """Save the state if the selection metric of its evaluation is the best of the main phase so far."""
+        evaluated = number == strategy.phase.rounds or number % self.job.federation.evaluate_every == 0
+        value = self._selection
+        if not evaluated or value is None or strategy.index != len(self.job.phases) - 1:
+            return
+        if self._best is None or value > self._best:
+            self._best = value
+            self._snapshot(strategy, state, number).save(self.job.checkpoints, BEST)
+
+    def _checkpoint(self, strategy: SumStrategy, state: State, number: int) -> None:
+        """Let the nodes save their memories first, then make the server's side visible."""
+        replies = self._ask_nodes(SAVE, strategy.index, number)
+        kept = [reply for reply in replies if reply["kept"]]
+        if not all(reply["done"] for reply in kept):
+            _log.warning("nodes without a state-path keep client memory in RAM only: this run cannot be resumed")
+        self._snapshot(strategy, state, number, bool(kept)).save(self.job.checkpoints, NEWEST)
+
+    def _restore_memories(self, start: Checkpoint) -> None:
+        replies = self._ask_nodes(RESTORE, start.phase, start.round)
+        lost = sum(not reply["done"] for reply in replies)
+        if lost:
+            raise RunFailed(
+                f"{lost} nodes have no saved client memory of checkpoint {start.tag}; resume on the engine the run "
+                "was started with, and give deployed nodes a state-path in their node configuration"
+            )
+
+    def _ask_nodes(self, what: str, phase: int, number: int) -> list[ConfigRecord]:
+        """Send one query to every node and return the answers; a node that fails is an error."""
+        content = RecordDict({INSTRUCTION: Instruction(self.job.config, phase, number).to_record()})
+        nodes = sorted(self.grid.get_node_ids())
+        messages = [self.grid.create_message(content, what, node, f"{phase}-{number}") for node in nodes]
+        replies = list(self.grid.send_and_receive(messages, timeout=self.job.federation.round_timeout))
+        broken = [str(reply.error.reason) for reply in replies if reply.has_error()]
+        if broken:
+            raise RunFailed(f"{what} failed on {len(broken)} nodes; the first said: {broken[0].strip()}")
+        return [reply.content.config_records[REPORT] for reply in replies]

@@ -1,0 +1,78 @@
+"""What the server tells a node, as one Flower config record."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+from flwr.app import ConfigRecord, RecordDict
+
+INSTRUCTION = "instruction"
+STATE = "state"
+REPORT = "report"
+
+TRAIN, EVALUATE = "train", "evaluate"
+DESCRIBE, SAVE, RESTORE = "query.describe", "query.save", "query.restore"
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One order from the server.
+
+    Parameters
+    ----------
+    config : str
+        The resolved run configuration as JSON; the node builds the same method and data from it.
+    phase : int
+        Index of the phase in the method.
+    round : int
+    clients : tuple of str
+        Which of the node's clients the order is for.
+    """
+
+    config: str
+    phase: int = 0
+    round: int = 0
+    clients: tuple[str, ...] = ()
+
+    def to_record(self) -> ConfigRecord:
+        """Return the record that travels."""
+        return ConfigRecord({"json": json.dumps(asdict(self))})
+
+    @staticmethod
+    def of(content: RecordDict) -> Instruction:
+        """Read the instruction of a message's content."""
+        fields = json.loads(str(content.config_records[INSTRUCTION]["json"]))
+        return Instruction(fields["config"], fields["phase"], fields["round"], tuple(fields["clients"]))
+
+
+@dataclass(frozen=True)
+class NodeReport:
+    """What a node says about its own work, beside the sums.
+
+    Parameters
+    ----------
+    updates : int
+        Clients that contributed.
+    seconds : float
+        Time spent in the phase's own code.
+    sent_bytes : int
+        Size of the contributions one by one, as if every client had sent its own.
+    failures : tuple of (client, reason)
+    """
+
+    updates: int
+    seconds: float
+    sent_bytes: int
+    failures: tuple[tuple[str, str], ...] = ()
+
+    def to_record(self) -> ConfigRecord:
+        """Return the record that travels."""
+        return ConfigRecord({"json": json.dumps(asdict(self))})
+
+    @staticmethod
+    def of(content: RecordDict) -> NodeReport:
+        """Read the report of a reply's content."""
+        fields = json.loads(str(content.config_records[REPORT]["json"]))
+        failures = tuple((client, reason) for client, reason in fields["failures"])
+        return NodeReport(fields["updates"], fields["seconds"], fields["sent_bytes"], failures)

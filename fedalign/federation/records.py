@@ -1,0 +1,126 @@
+"""States and contributions to and from Flower's records; bytes are made only when somebody asks for them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from torch import Tensor
+
+from fedalign.contribution import Contribution, State
+
+# Flower's arrays are numpy arrays, which know no bfloat16: its bits travel as int16 under a marked name.
+_BFLOAT16 = "bfloat16:"
+
+_TENSORS, _SCALARS, _NAMES = "tensors", "scalars", "names"
+
+
+class TensorArray(Array):
+    """A Flower array that keeps its tensor and serialises it only when its bytes are read.
+
+    Inside one process a state or a contribution then passes by reference. Whoever receives a tensor this
+    way must not change it in place.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.__dict__.update(
+            _tensor=tensor,
+            dtype=str(tensor.dtype).removeprefix("torch."),
+            shape=tuple(tensor.shape),
+            stype="numpy.ndarray",
+        )
+
+    @property
+    def data(self) -> bytes:  # type: ignore[override]
+        """The serialised bytes."""
+        return self._plain().data
+
+    @property
+    def tensor(self) -> Tensor:
+        """The tensor itself; not a copy."""
+        tensor: Tensor = self.__dict__["_tensor"]
+        return tensor
+
+    def _plain(self) -> Array:
+        plain = self.__dict__.get("_serialised")
+        if plain is None:
+            plain = Array(self.tensor.detach().cpu().numpy())
+            self.__dict__["_serialised"] = plain
+        return plain
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Cross process borders as a plain Flower array."""
+        plain = self._plain()
+        return Array, (plain.dtype, plain.shape, plain.stype, plain.data)
+
+
+def encode_tensors(tensors: Mapping[str, Tensor]) -> ArrayRecord:
+    """Return an array record that holds ``tensors``, bfloat16 included."""
+    arrays: dict[str, Array] = {}
+    for name, tensor in tensors.items():
+        if tensor.dtype == torch.bfloat16:
+            arrays[_BFLOAT16 + name] = TensorArray(tensor.detach().contiguous().view(torch.int16))
+        else:
+            arrays[name] = TensorArray(tensor.detach())
+    return ArrayRecord(arrays)
+
+
+def decode_tensors(record: ArrayRecord) -> State:
+    """Return the named tensors of an array record; not to be changed in place."""
+    state: State = {}
+    for name, array in record.items():
+        tensor = array.tensor if isinstance(array, TensorArray) else torch.from_numpy(_writable(array.numpy()))
+        if name.startswith(_BFLOAT16):
+            state[name.removeprefix(_BFLOAT16)] = tensor.view(torch.bfloat16)
+        else:
+            state[name] = tensor
+    return state
+
+
+def _writable(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return values if values.flags.writeable else values.copy()
+
+
+def encode_contribution(contribution: Contribution) -> RecordDict:
+    """Return the records that carry a contribution.
+
+    Scalar names travel once, as one JSON list, beside one list of values: a metric per group would
+    otherwise cost a protobuf entry each.
+    """
+    names = list(contribution.scalars)
+    values = [float(contribution.scalars[name]) for name in names]
+    return RecordDict(
+        {
+            _TENSORS: encode_tensors(contribution.tensors),
+            _SCALARS: MetricRecord({"values": values}),
+            _NAMES: ConfigRecord({"scalars": json.dumps(names)}),
+        }
+    )
+
+
+def decode_contribution(content: RecordDict) -> Contribution:
+    """Return the contribution that a reply carries.
+
+    Raises
+    ------
+    ValueError
+        If the records do not hold a contribution.
+    """
+    try:
+        tensors = decode_tensors(content.array_records[_TENSORS])
+        values = content.metric_records[_SCALARS]["values"]
+        names = json.loads(str(content.config_records[_NAMES]["scalars"]))
+        if not isinstance(values, list) or len(values) != len(names):
+            raise ValueError("names and values of scalars differ in number")
+        return Contribution(tensors, dict(zip(names, map(float, values), strict=True)))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"the reply is not a contribution: {error!r}") from error
+
+
+def payload_bytes(tensors: Mapping[str, Tensor]) -> int:
+    """Return the size of tensors on the wire, without Flower's framing."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

@@ -1,0 +1,100 @@
+"""What a node works with: the method's phases, its clients' data, and their memory between rounds."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from flwr.app import Context
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fedalign.data.federated import FederatedData
+from fedalign.federation.records import decode_tensors, encode_tensors
+from fedalign.methods.base import Phase
+
+_KEPT = 2
+
+
+@dataclass(frozen=True)
+class Site:
+    """A node's view of a run.
+
+    Parameters
+    ----------
+    seed : int
+    threads : int
+        PyTorch threads for local work; part of the config because results depend on it in the last digits.
+    phases : sequence of Phase
+    data : FederatedData
+        Every client that this node can host.
+    """
+
+    seed: int
+    threads: int
+    phases: Sequence[Phase[Any]]
+    data: FederatedData
+
+
+class OpenSite(Protocol):
+    """Builds the site of a run from its configuration; must be cheap when asked for the same run again."""
+
+    def __call__(self, config: str, node_config: Mapping[str, Any]) -> Site:
+        """Return the site for a resolved run configuration (JSON) on the node with ``node_config``."""
+
+
+def load_memory(context: Context, phase: str, client: str) -> dict[str, Tensor]:
+    """Return what a client kept since its last round of a phase; empty before the first."""
+    record = context.state.array_records.get(_key(phase, client))
+    return {} if record is None else decode_tensors(record)
+
+
+def store_memory(context: Context, phase: str, client: str, memory: Mapping[str, Tensor]) -> None:
+    """Keep a client's memory in the node's own Flower state; it never travels."""
+    if memory:
+        context.state[_key(phase, client)] = encode_tensors(memory)
+
+
+def forget_memory(context: Context, phase: str, client: str) -> None:
+    """Drop a client's memory, after a round that it did not finish."""
+    context.state.pop(_key(phase, client), None)
+
+
+def save_memories(context: Context, directory: Path, tag: str) -> None:
+    """Write all memories of a node to ``directory/tag`` and remove all but the newest two tags."""
+    target = directory / tag / _node_folder(context)
+    target.mkdir(parents=True, exist_ok=True)
+    for key, record in context.state.array_records.items():
+        tensors = {name: tensor.contiguous() for name, tensor in decode_tensors(record).items()}
+        save_file(tensors, target / _file_name(key), metadata={"key": key})
+    for old in sorted(directory.iterdir(), key=lambda path: path.stat().st_mtime)[:-_KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def restore_memories(context: Context, directory: Path, tag: str) -> None:
+    """Replace a node's memories by those of ``directory/tag``."""
+    from safetensors import safe_open
+
+    for key in list(context.state.array_records):
+        del context.state[key]
+    for path in sorted((directory / tag / _node_folder(context)).glob("*.safetensors")):
+        with safe_open(path, "pt") as opened:
+            key = opened.metadata()["key"]
+        context.state[key] = encode_tensors(load_file(path))
+
+
+def _key(phase: str, client: str) -> str:
+    return f"memory/{phase}/{client}"
+
+
+def _node_folder(context: Context) -> str:
+    """Name a node by its place in the federation, not by its id, which Flower draws anew for every run."""
+    return f"node-{context.node_config.get('partition-id', 'all')}"
+
+
+def _file_name(key: str) -> str:
+    return hashlib.blake2b(key.encode(), digest_size=8).hexdigest() + ".safetensors"

@@ -1,0 +1,199 @@
+"""The server's side of a round as a Flower strategy: who is asked, what they get, how replies become a step."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from fedalign.contribution import Contribution, total
+from fedalign.errors import RunFailed
+from fedalign.federation.directory import ClientDirectory
+from fedalign.federation.messages import EVALUATE, INSTRUCTION, STATE, TRAIN, Instruction, NodeReport
+from fedalign.federation.records import decode_contribution, decode_tensors, encode_tensors
+from fedalign.federation.sampling import Sampler
+from fedalign.federation.server_optimizer import Stepper
+from fedalign.methods.base import Needs, Participation, Phase
+from fedalign.metrics.record import MetricSum, decode
+from fedalign.rng import Streams
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Tally:
+    """What one exchange with the clients amounted to.
+
+    Parameters
+    ----------
+    asked, updates : int
+        Clients that were asked, and that contributed.
+    seconds : float
+        Time spent in the phase's code, summed over clients.
+    sent_bytes : int
+        Size of the contributions, client by client.
+    reasons : list of str
+        Why clients did not contribute, where they said.
+    """
+
+    asked: int = 0
+    updates: int = 0
+    seconds: float = 0.0
+    sent_bytes: int = 0
+    reasons: list[str] = field(default_factory=list)
+
+    @property
+    def failed(self) -> int:
+        """Clients that were asked and gave nothing."""
+        return self.asked - self.updates
+
+
+class SumStrategy(Strategy):
+    """Runs one phase whose server step is a function of the total of the replies.
+
+    It holds no method and no paper: the phase says what is local and what is the update.
+
+    Parameters
+    ----------
+    phase : Phase
+    index : int
+        The phase's place in the method.
+    directory : ClientDirectory
+    sampler : Sampler
+    optimizer : Stepper
+    config : str
+        The resolved run configuration (JSON) that nodes build their side from.
+    seed : int
+    """
+
+    def __init__(
+        self,
+        phase: Phase[Any],
+        index: int,
+        directory: ClientDirectory,
+        sampler: Sampler,
+        optimizer: Stepper,
+        config: str,
+        seed: int,
+    ) -> None:
+        self.phase, self.index, self.directory = phase, index, directory
+        self.sampler, self.optimizer, self.config, self.seed = sampler, optimizer, config, seed
+        self.tally = Tally()
+        self.train_sums: list[MetricSum] = []
+        self.evaluation_sums: list[MetricSum] = []
+        self._arrays = ArrayRecord()
+
+    def summary(self) -> None:
+        """Log what the strategy runs."""
+        _log.info("phase %s: %d training clients", self.phase.name, len(self.directory.training))
+
+    def cohort(self, server_round: int) -> list[str]:
+        """Return the clients of a round; a function of seed, phase and round alone."""
+        if self.phase.participation is Participation.ALL:
+            return list(self.directory.training)
+        generator = Streams(self.seed, self.phase.name, server_round).numpy("cohort")
+        return self.sampler.sample(self.directory.training, generator)
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Address the cohort of a round; one message a node, or one a client where replies are needed singly."""
+        self._arrays = arrays
+        cohort = self.cohort(server_round)
+        self.tally = Tally(asked=len(cohort))
+        return self._address(grid, TRAIN, cohort, arrays, server_round, self.phase.needs is Needs.INDIVIDUAL)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Add the replies up and let the phase update its state.
+
+        Raises
+        ------
+        RunFailed
+            If clients were asked and none contributed.
+        """
+        contributions = self._read(replies, f"round {server_round} of phase {self.phase.name}")
+        if not contributions:
+            return self._arrays, None
+        state = decode_tensors(self._arrays)
+        summed = total(contributions)
+        if self.phase.needs is Needs.INDIVIDUAL:
+            state = self.phase.update_each(state, contributions, self.optimizer)
+        else:
+            state = self.phase.update(state, summed, self.optimizer)
+        self.train_sums = decode(summed.scalars)
+        return encode_tensors(state), _record(self.train_sums)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Address every client, training and unseen."""
+        clients = [*self.directory.training, *self.directory.unseen]
+        self.tally = Tally(asked=len(clients))
+        return self._address(grid, EVALUATE, clients, arrays, server_round, single=False)
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Add the metric sums up.
+
+        Raises
+        ------
+        RunFailed
+            If no client answered.
+        """
+        contributions = self._read(replies, f"evaluation of phase {self.phase.name}, round {server_round}")
+        self.evaluation_sums = decode(total(contributions).scalars)
+        return _record(self.evaluation_sums)
+
+    def _address(
+        self,
+        grid: Grid,
+        kind: str,
+        clients: Sequence[str],
+        arrays: ArrayRecord,
+        server_round: int,
+        single: bool,
+    ) -> list[Message]:
+        batches = [
+            (node, batch)
+            for node, hosted in self.directory.by_node(clients).items()
+            for batch in ([[client] for client in hosted] if single else [hosted])
+        ]
+        messages = []
+        for node, batch in batches:
+            instruction = Instruction(self.config, self.index, server_round, tuple(batch))
+            content = RecordDict({STATE: arrays, INSTRUCTION: instruction.to_record()})
+            messages.append(grid.create_message(content, kind, node, str(server_round)))
+        return messages
+
+    def _read(self, replies: Iterable[Message], what: str) -> list[Contribution]:
+        """Return the contributions in the directory's order, whatever order the replies came in."""
+        order = {node: place for place, node in enumerate(self.directory.by_node(list(self.directory.node_of)))}
+        good = []
+        for reply in replies:
+            if reply.has_error():
+                self.tally.reasons.append(str(reply.error.reason))
+                continue
+            report = NodeReport.of(reply.content)
+            self.tally.updates += report.updates
+            self.tally.seconds += report.seconds
+            self.tally.sent_bytes += report.sent_bytes
+            self.tally.reasons.extend(f"{client}: {reason}" for client, reason in report.failures)
+            if report.updates:
+                good.append((order[reply.metadata.src_node_id], decode_contribution(reply.content)))
+        if self.tally.asked and not good:
+            reason = self.tally.reasons[0].strip() if self.tally.reasons else "no reply in time"
+            raise RunFailed(f"every client failed in {what}; the first said: {reason}")
+        for reason in self.tally.reasons:
+            _log.warning("%s: %s", what, reason)
+        return [contribution for _, contribution in sorted(good, key=lambda pair: pair[0])]
+
+
+def _record(sums: Sequence[MetricSum]) -> MetricRecord:
+    """Return per-group means in the form that Flower's own tools show."""
+    return MetricRecord({f"{item.name}/{item.group}": item.total / item.n for item in sums})

@@ -1,0 +1,1 @@
+"""The systems that fedalign implements, each as phases over named sums."""

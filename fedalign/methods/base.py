@@ -1,0 +1,133 @@
+"""What a method is: phases that run one after another, each a federated loop over named sums."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Generic, Protocol, TypeVar
+
+from torch import Tensor
+
+from fedalign.contribution import Contribution, State, mean_delta
+from fedalign.metrics.record import MetricSum
+from fedalign.models.base import ModelSpec
+from fedalign.rng import Streams
+
+ShardT = TypeVar("ShardT")
+
+Memory = MutableMapping[str, Tensor]
+"""What a client keeps between rounds and never sends: optimiser moments, a personal head."""
+
+Artefacts = Mapping[str, State]
+"""Final states of the phases so far, by phase name."""
+
+
+class Needs(StrEnum):
+    """What the server must see of a round's replies."""
+
+    SUM = "sum"
+    INDIVIDUAL = "individual"
+
+
+class Participation(StrEnum):
+    """Which training clients a phase asks in a round."""
+
+    SAMPLED = "sampled"
+    ALL = "all"
+
+
+class ServerOptimizer(Protocol):
+    """Turns a mean client delta into a step of the global state; keeps its own moments."""
+
+    def step(self, state: State, delta: State) -> State:
+        """Return the state after one step along ``delta``; names that delta lacks stay as they are."""
+
+
+class Phase(ABC, Generic[ShardT]):
+    """One federated loop: broadcast a state, add up what clients compute on it, update it.
+
+    A phase knows nothing of Flower, of the engine, or of how many clients share a worker.
+
+    Attributes
+    ----------
+    name : str
+        Unique within the method.
+    rounds : int
+        Rounds to run; 0 only evaluates the initial state.
+    needs : Needs
+        ``SUM`` unless the server truly has to see each reply.
+    participation : Participation
+        ``ALL`` for phases that are a single sum over the whole population.
+    """
+
+    name: str
+    rounds: int
+    needs: Needs = Needs.SUM
+    participation: Participation = Participation.SAMPLED
+
+    @abstractmethod
+    def initial(self, streams: Streams, artefacts: Artefacts) -> State:
+        """Return the state before the first round; on the server."""
+
+    @abstractmethod
+    def local(self, state: State, shard: ShardT, streams: Streams, memory: Memory) -> Contribution:
+        """Return one client's contribution; on the client. ``state`` must not be changed in place."""
+
+    def update(self, state: State, total: Contribution, optimizer: ServerOptimizer) -> State:
+        """Return the state after a round; on the server. By default one server step along the mean delta."""
+        return optimizer.step(state, mean_delta(total))
+
+    def update_each(self, state: State, replies: Sequence[Contribution], optimizer: ServerOptimizer) -> State:
+        """Return the state after a round of a phase that needs each reply (``needs = Needs.INDIVIDUAL``)."""
+        raise TypeError(f"phase {self.name} does not say how to use individual replies")
+
+    @abstractmethod
+    def evaluate(self, state: State, shard: ShardT, streams: Streams) -> Contribution:
+        """Return metric sums (see :mod:`fedalign.metrics.record`); on the client, training or unseen."""
+
+    def summarise(self, sums: Sequence[MetricSum]) -> dict[str, float]:
+        """Return values over all groups from the per-group sums; by default the mean of the group means."""
+        means: dict[str, list[float]] = {}
+        for item in sums:
+            means.setdefault(item.name, []).append(item.total / item.n)
+        return {name: sum(values) / len(values) for name, values in means.items()}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a method is told about the run: public facts only.
+
+    Parameters
+    ----------
+    rounds : int
+        ``federation.rounds``, the length of the method's main phase.
+    features : int
+        Length of an encoder vector.
+    model : ModelSpec
+    """
+
+    rounds: int
+    features: int
+    model: ModelSpec
+
+
+class Method(ABC):
+    """A published system or baseline: its settings, and the phases that they stand for."""
+
+    name: str
+
+    @property
+    @abstractmethod
+    def headline(self) -> str:
+        """Name of the metric that the progress bar shows."""
+
+    @property
+    @abstractmethod
+    def selection(self) -> str:
+        """Name of the metric that the ``best`` checkpoint maximises; never one of test data or unseen groups."""
+
+    @abstractmethod
+    def phases(self, setting: Setting) -> Sequence[Phase[Any]]:
+        """Return the phases in order."""

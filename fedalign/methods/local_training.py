@@ -1,0 +1,157 @@
+"""Gradient steps on a client: optimiser, learning-rate schedule, proximal term, and what persists between rounds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from fedalign.contribution import State
+from fedalign.methods.base import Memory
+
+_MOMENTS = "optimizer"
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    """Settings of local training; the ``local`` block of a method.
+
+    Parameters
+    ----------
+    steps : int
+        Gradient steps a round.
+    optimizer : {"adam", "sgd"}
+    lr : float
+        Learning rate at the start.
+    schedule : {"constant", "cosine", "cosine_periodic"}
+        ``cosine`` falls once over all rounds; ``cosine_periodic`` falls to 0 over ``period`` steps, rises over the
+        next ``period`` and so on, as PyTorch's CosineAnnealingLR does when it is stepped past its end.
+    period : int
+        Half period of ``cosine_periodic`` in steps.
+    final_lr : float
+        Learning rate at the end of ``cosine``, as a fraction of ``lr``.
+    optimizer_state : {"persist", "reset"}
+        Whether a client keeps the optimiser's moments from round to round.
+    proximal_mu : float
+        Weight of FedProx's term ``mu/2 * |w - w_global|^2`` (Li et al. 2020); 0 is FedAvg.
+    max_grad_norm : float or None
+        Gradients are shrunk to this norm; None leaves them.
+    """
+
+    steps: Annotated[int, Field(ge=1)]
+    optimizer: Literal["adam", "sgd"]
+    lr: Annotated[float, Field(gt=0)]
+    schedule: Literal["constant", "cosine", "cosine_periodic"]
+    period: Annotated[int, Field(ge=1)]
+    final_lr: Annotated[float, Field(ge=0, le=1)]
+    optimizer_state: Literal["persist", "reset"]
+    proximal_mu: Annotated[float, Field(ge=0)]
+    max_grad_norm: Annotated[float, Field(gt=0)] | None
+
+    def learning_rate(self, step: int, total_steps: int) -> float:
+        """Return the learning rate of global local-step ``step`` (from 0) out of ``total_steps``."""
+        if self.schedule == "constant":
+            return self.lr
+        if self.schedule == "cosine_periodic":
+            return 0.5 * self.lr * (1 + math.cos(math.pi * step / self.period))
+        floor = self.final_lr * self.lr
+        return floor + 0.5 * (self.lr - floor) * (1 + math.cos(math.pi * step / max(1, total_steps)))
+
+    def build_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """Return a fresh optimiser over ``parameters``."""
+        if self.optimizer == "adam":
+            return torch.optim.Adam(parameters, lr=self.lr, fused=True)
+        return torch.optim.SGD(parameters, lr=self.lr)
+
+
+def load_parameters(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copy a state's tensors into the network's parameters of the same names."""
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            parameter.copy_(state[name])
+
+
+def train(
+    network: nn.Module,
+    state: State,
+    loss: Callable[[int], Tensor],
+    settings: LocalTraining,
+    steps_before: int,
+    total_steps: int,
+    memory: Memory,
+) -> float:
+    """Take ``settings.steps`` steps from ``state``; the network holds the result.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Overwritten with ``state`` first.
+    loss : callable
+        ``loss(step)`` returns the loss of local step 0, 1, ... at the network's present parameters.
+    steps_before, total_steps : int
+        Steps of the rounds before this one, and of the whole phase; they place the schedule.
+    memory : mutable mapping
+        Read and written where the optimiser's state persists.
+
+    Returns
+    -------
+    float
+        Mean loss over the steps.
+
+    Raises
+    ------
+    FloatingPointError
+        If a loss is not finite.
+    """
+    load_parameters(network, state)
+    optimizer = settings.build_optimizer(list(network.parameters()))
+    if settings.optimizer_state == "persist":
+        _recall(optimizer, network, memory)
+    losses = 0.0
+    for step in range(settings.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate(steps_before + step, total_steps)
+        optimizer.zero_grad(set_to_none=True)
+        value = loss(step)
+        value.backward()  # type: ignore[no-untyped-call]
+        _shape_gradients(network, state, settings)
+        optimizer.step()
+        losses += float(value.detach())
+    if not math.isfinite(losses):
+        raise FloatingPointError(f"local loss is {losses}; lower method.local.lr")
+    if settings.optimizer_state == "persist":
+        _remember(optimizer, network, memory)
+    return losses / settings.steps
+
+
+def _shape_gradients(network: nn.Module, state: State, settings: LocalTraining) -> None:
+    """Add the proximal term's gradient and bound the norm."""
+    if settings.proximal_mu:
+        with torch.no_grad():
+            for name, parameter in network.named_parameters():
+                if parameter.grad is not None:
+                    parameter.grad.add_(parameter - state[name], alpha=settings.proximal_mu)
+    if settings.max_grad_norm is not None:
+        nn.utils.clip_grad_norm_(network.parameters(), settings.max_grad_norm)
+
+
+def _recall(optimizer: torch.optim.Optimizer, network: nn.Module, memory: Memory) -> None:
+    """Put remembered moments into the optimiser; a parameter without any starts afresh."""
+    for name, parameter in network.named_parameters():
+        prefix = f"{_MOMENTS}/{name}/"
+        kept = {key.removeprefix(prefix): value for key, value in memory.items() if key.startswith(prefix)}
+        if kept:
+            optimizer.state[parameter] = kept
+
+
+def _remember(optimizer: torch.optim.Optimizer, network: nn.Module, memory: Memory) -> None:
+    """Write the optimiser's moments into memory."""
+    for name, parameter in network.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                memory[f"{_MOMENTS}/{name}/{key}"] = value

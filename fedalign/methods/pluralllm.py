@@ -1,0 +1,189 @@
+"""PluralLLM: a group-preference predictor (GPO) trained by federated averaging over groups (arXiv 2503.09925).
+
+With ``prior: none`` this is the paper's method. With ``prior: federated`` a first round learns the federated
+question prior, and the network learns how a group deviates from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from fedalign.contribution import Contribution, State, weighted_delta
+from fedalign.data.schema import GroupJudgments, SurveyShard
+from fedalign.errors import UserError
+from fedalign.methods.base import Artefacts, Memory, Phase, Setting
+from fedalign.methods.local_training import LocalTraining, load_parameters, train
+from fedalign.methods.question_prior import Base, QuestionPriorPhase, base_of
+from fedalign.methods.survey import Evaluation, Points, SurveyMethod, SurveyPhase, points_of
+from fedalign.metrics.record import MetricSum, encode
+from fedalign.objectives.gpo_nll import gpo_nll, segment_log_softmax
+from fedalign.rng import Streams
+
+PRIOR_FEATURES = 2
+
+
+@dataclass(frozen=True)
+class Episode:
+    """How a training step splits a group's questions; the ``episode`` block of the method.
+
+    Parameters
+    ----------
+    min_questions, max_questions : int
+        Context size and target size are each drawn uniformly from this range, in questions, and cut to what
+        the group has.
+    """
+
+    min_questions: Annotated[int, Field(ge=1)]
+    max_questions: Annotated[int, Field(ge=1)]
+
+    def __post_init__(self) -> None:
+        """Check the order of the bounds."""
+        if self.max_questions < self.min_questions:
+            raise UserError(
+                f"method.episode.max_questions={self.max_questions} is below "
+                f"method.episode.min_questions={self.min_questions}; raise it"
+            )
+
+    def draw(self, available: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return disjoint context and target questions out of ``available`` (int64, at least 2)."""
+        n = len(available)
+        bounds = (self.min_questions, self.max_questions + 1)
+        context, target = torch.randint(*bounds, (2,), generator=generator).tolist()
+        context = min(context, n - 1)
+        target = min(target, n - context)
+        order = available[torch.randperm(n, generator=generator)]
+        return order[:context], order[context : context + target]
+
+
+class GPOPhase(SurveyPhase):
+    """Federated training of a GPO network, on top of a question prior where the artefacts hold one."""
+
+    name = "gpo"
+
+    def __init__(self, method: PluralLLM, setting: Setting) -> None:
+        self.rounds = setting.rounds
+        self.method = method
+        self.evaluation = method.evaluation
+        self._with_prior = method.prior == "federated"
+        self._setting = setting
+        # The workspace that states are loaded into; its own weights mean nothing.
+        self._network = self._build(Streams(0))
+
+    def initial(self, streams: Streams, artefacts: Artefacts) -> State:
+        """Return freshly drawn weights, which depend on the seed alone, and the prior's tensors."""
+        fresh = self._build(Streams(streams.seed))
+        state = {name: parameter.detach() for name, parameter in fresh.named_parameters()}
+        return {**state, **artefacts.get(QuestionPriorPhase.name, {})}
+
+    def local(self, state: State, shard: SurveyShard, streams: Streams, memory: Memory) -> Contribution:
+        """Train on episodes of the shard's groups; one gradient step sees every group of the shard once."""
+        local = self.method.local
+        generator = streams.torch("episodes")
+        bases = [self._base(state, shard, judgments) for judgments in shard.groups]
+        first_points = 0
+
+        def loss(step: int) -> Tensor:
+            nonlocal first_points
+            terms = []
+            for judgments, base in zip(shard.groups, bases, strict=True):
+                context, target = self.method.episode.draw(judgments.train, generator)
+                if step == 0:
+                    first_points += len(points_of(judgments, torch.cat([context, target])).index)
+                terms.append(self._episode_loss(judgments, base, context, target))
+            return torch.stack(terms).mean()
+
+        before = local.steps * (streams.round - 1)
+        value = train(self._network, state, loss, local, before, local.steps * self.rounds, memory)
+        weight = self._weight(shard, first_points)
+        after = dict(self._network.named_parameters())
+        contribution = weighted_delta({name: state[name] for name in after}, after, weight)
+        losses = encode([MetricSum("train/loss", g.group, value, 1.0) for g in shard.groups])
+        return Contribution(contribution.tensors, {**contribution.scalars, **losses})
+
+    def predict(
+        self, state: State, shard: SurveyShard, judgments: GroupJudgments, context: Tensor, target: Tensor
+    ) -> Tensor:
+        """Return the softmax of the predicted means; the predicted variance is not used (as in the paper)."""
+        load_parameters(self._network, state)
+        base = self._base(state, shard, judgments)
+        mean, _, points = self._forward(judgments, base, context, target)
+        return segment_log_softmax(mean.double(), points.segments, points.questions).exp()
+
+    def _build(self, streams: Streams) -> nn.Module:
+        with streams.torch_default("gpo/initial"):
+            return self._setting.model.build(self._setting.features, PRIOR_FEATURES if self._with_prior else 0)
+
+    def _base(self, state: State, shard: SurveyShard, judgments: GroupJudgments) -> Base | None:
+        return base_of(state, shard, judgments, self.method.smoothing) if self._with_prior else None
+
+    def _weight(self, shard: SurveyShard, first_points: int) -> float:
+        """Return the client's weight in the mean."""
+        questions = sum(len(judgments.train) for judgments in shard.groups)
+        return {"uniform": 1.0, "questions": float(questions), "points": float(first_points)}[self.method.weight]
+
+    def _episode_loss(self, judgments: GroupJudgments, base: Base | None, context: Tensor, target: Tensor) -> Tensor:
+        """Return the negative log-likelihood of one group's target points given its context."""
+        mean, log_std, points = self._forward(judgments, base, context, target)
+        nll = gpo_nll(mean, log_std, judgments.shares[points.index], points.segments, points.questions)
+        return nll.sum() if self.method.loss_reduction == "sum" else nll.mean()
+
+    def _forward(
+        self, judgments: GroupJudgments, base: Base | None, context: Tensor, target: Tensor
+    ) -> tuple[Tensor, Tensor, Points]:
+        """Return mean logits and log standard deviations of the target points, and their layout."""
+        seen, hidden = points_of(judgments, context), points_of(judgments, target)
+        index = torch.cat([seen.index, hidden.index])
+        shares = torch.cat([judgments.shares[seen.index], torch.zeros(len(hidden.index))])
+        columns = [judgments.features[index], shares[:, None]]
+        if base is None:
+            mean, log_std = self._network(torch.cat(columns, 1), len(seen.index))
+            return mean, log_std, hidden
+        # A context point shows how its share differs from the base, a target point shows no difference.
+        columns[1] = torch.where(torch.arange(len(index)) < len(seen.index), shares - base.shares[index], 0)[:, None]
+        columns.append(torch.stack([base.shares[index], torch.log1p(base.support[index])], 1))
+        deviation, log_std = self._network(torch.cat(columns, 1), len(seen.index))
+        return base.shares[hidden.index].log() + deviation, log_std, hidden
+
+
+@dataclass(frozen=True)
+class PluralLLM(SurveyMethod):
+    """Settings of PluralLLM.
+
+    Parameters
+    ----------
+    name : str
+    prior : {"none", "federated"}
+        ``none`` is the paper's method; ``federated`` learns the question prior first.
+    smoothing : float
+        Pseudo-groups of uniform answers in the prior.
+    episode : Episode
+    loss_reduction : {"mean", "sum"}
+        Over a step's target points; the released code sums.
+    weight : {"uniform", "questions", "points"}
+        A client's weight in the mean: equal, its training questions, or the points of the round's first episode
+        (the released code's).
+    local : LocalTraining
+    evaluation : Evaluation
+    """
+
+    name: str
+    prior: Literal["none", "federated"]
+    smoothing: Annotated[float, Field(gt=0)]
+    episode: Episode
+    loss_reduction: Literal["mean", "sum"]
+    weight: Literal["uniform", "questions", "points"]
+    local: LocalTraining
+    evaluation: Evaluation
+
+    def phases(self, setting: Setting) -> Sequence[Phase[SurveyShard]]:
+        """Return the prior's phase, where it is used, and the network's."""
+        phases: list[Phase[SurveyShard]] = []
+        if self.prior == "federated":
+            phases.append(QuestionPriorPhase(self.smoothing, self.evaluation))
+        return [*phases, GPOPhase(self, setting)]

@@ -1,0 +1,52 @@
+"""From a finished run directory to its plots and its report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from fedalign.report.atomic import write_bytes_atomic, write_text_atomic
+from fedalign.report.curves import Curves
+from fedalign.report.plots import run_plots
+from fedalign.report.run_directory import RunDirectory
+from fedalign.report.run_page import run_page
+
+HEADLINES = ("alignment_score", "accuracy", "reward", "win_rate", "regret_worst", "type_accuracy")
+"""What a run is first asked about, in the order of preference when nothing else is said."""
+
+
+def render_run(path: Path, headline: str | None = None) -> Path:
+    """Write ``plots/*.png`` and ``report.html`` of the run in ``path`` and return the report's path.
+
+    Parameters
+    ----------
+    path : Path
+        The run directory.
+    headline : str or None
+        The metric to put first, such as ``unseen/alignment_score``; None chooses by what the run measured.
+
+    Raises
+    ------
+    UserError
+        If ``path`` is no run directory, the run has not ended, or one of its files is broken.
+    """
+    directory = RunDirectory.open(path)
+    summary = directory.read_summary()
+    chosen = headline or default_headline(summary.metrics)
+    plots = run_plots(Curves(directory.read_metrics()), summary.metrics, summary.groups, chosen)
+    for name, content in plots.items():
+        write_bytes_atomic(directory.plots / f"{name}.png", content)
+    name = path.resolve().name
+    page = run_page(name, summary, chosen, plots, directory.read_config(), directory.read_environment())
+    write_text_atomic(directory.report_file, page)
+    return directory.report_file
+
+
+def default_headline(names: Iterable[str]) -> str:
+    """Return the first of ``HEADLINES`` that was measured, on unseen groups if there were any."""
+    found = list(names)
+    for stem in HEADLINES:
+        for population in ("unseen", "test"):
+            if f"{population}/{stem}" in found:
+                return f"{population}/{stem}"
+    return found[0] if found else HEADLINES[0]

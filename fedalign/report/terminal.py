@@ -1,0 +1,45 @@
+"""What a finished run shows on the terminal: a row a metric, a column a population, and where the report is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from fedalign.report.numbers import number
+from fedalign.report.summary import Summary
+
+POPULATIONS = ("initial", "train", "test", "unseen")
+
+
+def show_summary(console: Console, directory: Path, summary: Summary) -> None:
+    """Print a run's metrics and the place of its report."""
+    console.print(metrics_table(summary))
+    privacy = "none" if summary.privacy is None else f"epsilon {summary.privacy['epsilon']:.3g}"
+    timing = summary.timing
+    console.print(
+        f"{summary.rounds} rounds, {timing.client_updates} client updates in {timing.total_s:.1f} s; privacy: {privacy}"
+    )
+    console.print(f"report: {directory / 'report.html'}", soft_wrap=True)
+
+
+def metrics_table(summary: Summary) -> Table:
+    """Return the metrics with one column for every population that was measured."""
+    split: dict[str, dict[str, float]] = {}
+    for name, value in summary.metrics.items():
+        population, _, metric = name.partition("/")
+        split.setdefault(metric, {})[population] = value
+    present = [p for p in POPULATIONS if any(p in values for values in split.values())]
+    table = Table(title=f"{summary.method} on {summary.data}, seed {summary.seed}", title_justify="left")
+    table.add_column("metric")
+    for population in present:
+        table.add_column(population, justify="right")
+    for metric, values in split.items():
+        table.add_row(metric, *(_cell(values, population) for population in present))
+    return table
+
+
+def _cell(values: Mapping[str, float], population: str) -> str:
+    return number(values[population]) if population in values else ""

@@ -1,0 +1,235 @@
+"""One run, top to bottom: configuration, data, method, federation, engine, run directory."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedalign.config import RunConfig, parse, resolve, to_json
+from fedalign.errors import RunFailed
+from fedalign.federation.checkpoint import NEWEST, Checkpoint
+from fedalign.federation.conductor import Job, Outcome
+from fedalign.federation.observer import Observer
+from fedalign.federation.server_app import make_server_app
+from fedalign.model_files import save_model
+from fedalign.report.environment import environment
+from fedalign.report.metrics_log import MetricsLog
+from fedalign.report.progress import Progress
+from fedalign.report.render import render_run
+from fedalign.report.run_directory import RunDirectory
+from fedalign.report.summary import Summary, Timing, Traffic, final_values
+from fedalign.site import open_site, setting
+
+Resolved = Mapping[str, Any]
+
+Carry = Callable[[ServerApp], None]
+"""Starts a server app on some grid and returns when it is done."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run.
+
+    Parameters
+    ----------
+    directory : Path
+    summary : Summary
+    """
+
+    directory: Path
+    summary: Summary
+
+
+def start(overrides: Sequence[str]) -> Result:
+    """Run what the overrides say, in a new run directory.
+
+    Raises
+    ------
+    UserError
+        If the configuration or the data are wrong; nothing is left behind then.
+    RunFailed
+        If the federation breaks down; the directory says why.
+    """
+    resolved = resolve(overrides)
+    config = parse(resolved)
+    # Bad data must be found before anything is written, and before an engine is started.
+    clients = len(open_site(to_json(resolved), {}).data.clients)
+    directory = _prepare(resolved, config)
+    return _conduct(directory, resolved, config, config.engine.nodes(clients), _engine(directory, config, clients))
+
+
+def resume(path: Path) -> Result:
+    """Go on with a run from its newest checkpoint, under its own configuration.
+
+    Raises
+    ------
+    UserError
+        If ``path`` is no run, or has no checkpoint that fits its method.
+    """
+    directory = RunDirectory.open(path)
+    resolved = directory.read_config()
+    config = parse(resolved)
+    phases = config.method.phases(setting(config))
+    checkpoint = Checkpoint.load(directory.checkpoints, NEWEST, config.method.name)
+    clients = len(open_site(to_json(resolved), {}).data.clients)
+    names = [phase.name for phase in phases]
+    directory.truncate_metrics(names[checkpoint.phase], checkpoint.round, names)
+    nodes, carry = config.engine.nodes(clients), _engine(directory, config, clients)
+    return _conduct(directory, resolved, config, nodes, carry, resume=True)
+
+
+def start_on_grid(grid: Grid, context: Context, overrides: Sequence[str]) -> None:
+    """Run on a grid that Flower gives: its simulation runtime or a SuperLink with SuperNodes.
+
+    The nodes read the data; this process never does.
+
+    Raises
+    ------
+    UserError
+        If the configuration is wrong.
+    RunFailed
+        If the federation breaks down; the directory says why.
+    """
+    resolved = resolve(overrides)
+    config = parse(resolved)
+    directory = _prepare(resolved, config)
+    nodes = int(context.run_config.get("nodes", 0))
+    _conduct(directory, resolved, config, nodes, lambda server: server(grid, context))
+
+
+def _prepare(resolved: Resolved, config: RunConfig) -> RunDirectory:
+    """Make the run's directory and write down what is known before the run."""
+    directory = RunDirectory.create(_output(config))
+    directory.write_config(resolved)
+    directory.write_environment(environment(config.seed))
+    return directory
+
+
+def _engine(directory: RunDirectory, config: RunConfig, clients: int) -> Carry:
+    """Return the configured engine, ready to carry a server app."""
+    state_path = (directory.checkpoints / "clients").resolve()
+    return lambda server: config.engine.run(server, open_site, clients, state_path)
+
+
+def _conduct(
+    directory: RunDirectory,
+    resolved: Resolved,
+    config: RunConfig,
+    nodes: int,
+    carry: Carry,
+    resume: bool = False,
+) -> Result:
+    """Run the federation and write down what comes of it, good or bad."""
+    outcomes: list[Outcome] = []
+    began = time.perf_counter()
+    reason: str | None = None
+    try:
+        with _watched(directory, resolved, config) as observers, _threads(config.engine.threads):
+            job = _job(directory, resolved, config, nodes, observers, resume)
+            carry(make_server_app(lambda _: job, outcomes.append))
+            if not outcomes:
+                raise RunFailed("the engine ended before the run did")
+            save_model(directory.model, config.method.name, outcomes[0].artefacts)
+    except BaseException as error:
+        reason = f"{type(error).__name__}: {error}".strip().rstrip(":")
+        raise
+    finally:
+        outcome = outcomes[0] if outcomes else Outcome()
+        summary = _summarise(directory, config, outcome, time.perf_counter() - began, reason)
+        directory.write_summary(summary)
+        render_run(directory.path)
+    return Result(directory.path, summary)
+
+
+def _job(
+    directory: RunDirectory,
+    resolved: Resolved,
+    config: RunConfig,
+    nodes: int,
+    observers: Sequence[Observer],
+    resume: bool,
+) -> Job:
+    return Job(
+        method=config.method.name,
+        selection=config.method.selection,
+        phases=config.method.phases(setting(config)),
+        federation=config.federation,
+        seed=config.seed,
+        config=to_json(resolved),
+        nodes=nodes,
+        checkpoints=directory.checkpoints,
+        observers=observers,
+        resume=resume,
+    )
+
+
+@contextlib.contextmanager
+def _watched(directory: RunDirectory, resolved: Resolved, config: RunConfig) -> Iterator[list[Observer]]:
+    """Open everything that listens to the run, and close it whatever happens."""
+    observers: list[Observer] = [
+        MetricsLog(directory.metrics_file),
+        config.logger.open(directory.path, config.name, resolved),
+        Progress(config.method.headline),
+    ]
+    try:
+        yield observers
+    finally:
+        for observer in observers:
+            observer.run_ended()
+
+
+@contextlib.contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """Give PyTorch the run's number of threads, and afterwards what it had."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _summarise(
+    directory: RunDirectory, config: RunConfig, outcome: Outcome, seconds: float, reason: str | None
+) -> Summary:
+    metrics, groups = final_values(directory.read_metrics())
+    count = outcome.counters.get
+    updates, rounds = int(count("client_updates", 0)), int(count("rounds", 0))
+    compute, training = count("update_s", 0.0), count("train_s", 0.0)
+    timing = Timing(
+        total_s=seconds,
+        per_round_s=seconds / max(1, rounds),
+        client_updates=updates,
+        per_client_update_ms=1e3 * compute / max(1, updates),
+        engine_overhead_ms=1e3 * max(0.0, training - compute) / max(1, updates),
+    )
+    traffic = Traffic(int(count("down_bytes", 0)), int(count("up_bytes", 0)))
+    return Summary(
+        method=config.method.name,
+        data=config.data.name,
+        status="completed" if reason is None else "failed",
+        rounds=rounds,
+        metrics=metrics,
+        groups=groups,
+        privacy=config.privacy.guarantee(),
+        timing=timing,
+        traffic=traffic,
+        seed=config.seed,
+        reason=reason,
+    )
+
+
+def _output(config: RunConfig) -> Path:
+    if config.output is not None:
+        return Path(config.output)
+    stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S_%f")
+    return Path("outputs") / config.name / stamp

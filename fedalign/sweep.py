@@ -1,0 +1,85 @@
+"""Many runs: a sweep one after another, and the comparison of finished runs."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from fedalign.config import expand, parse, resolve
+from fedalign.errors import UserError
+from fedalign.predict import Prediction
+from fedalign.report.compare import compare
+from fedalign.report.compare_tables import show as show_comparison
+from fedalign.report.render import render_run
+from fedalign.report.terminal import show_summary
+from fedalign.run import Result, start
+
+
+def run_all(console: Console, overrides: Sequence[str]) -> Path:
+    """Run every combination of the overrides' values and compare them; returns the sweep's directory.
+
+    All configurations are checked before the first one runs, so that a typing error in the last costs nothing.
+
+    Raises
+    ------
+    UserError
+        If a configuration is wrong.
+    """
+    output = [o.removeprefix("output=") for o in overrides if o.startswith("output=")]
+    jobs = expand([o for o in overrides if not o.startswith("output=")])
+    for job in jobs:
+        parse(resolve(job))
+    stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    root = Path(output[0]) if output else Path("outputs") / "sweep" / stamp
+    if root.exists() and any(root.iterdir()):
+        raise UserError(f"output={root}: the directory is not empty; choose another")
+    directories = []
+    for number, job in enumerate(jobs):
+        console.print(f"run {number + 1} of {len(jobs)}: {' '.join(job)}", highlight=False)
+        directories.append(start([*job, f"output={root / str(number)}"]).directory)
+    report(console, directories, root / "comparison", None, None)
+    return root
+
+
+def report(
+    console: Console,
+    directories: Sequence[Path],
+    output: Path | None,
+    metrics: Sequence[str] | None,
+    baseline: str | None,
+) -> None:
+    """Render one run, or compare many and say where the comparison is.
+
+    Raises
+    ------
+    UserError
+        If a directory is no run, or a metric or the baseline is not there.
+    """
+    if len(directories) == 1:
+        console.print(f"report: {render_run(directories[0])}", soft_wrap=True)
+        return
+    place = directories[0].parent / "comparison" if output is None else output
+    show_comparison(compare(directories, place, metrics, baseline), console)
+    console.print(f"comparison: {place / 'compare.html'}", soft_wrap=True)
+
+
+def show(console: Console, result: Result) -> None:
+    """Print what a single run came to."""
+    show_summary(console, result.directory, result.summary)
+
+
+def show_predictions(console: Console, predictions: Sequence[Prediction]) -> None:
+    """Print predicted distributions, a row an option."""
+    table = Table()
+    table.add_column("question", ratio=3)
+    table.add_column("option", ratio=2)
+    table.add_column("share", justify="right")
+    for prediction in predictions:
+        for place, (option, share) in enumerate(zip(prediction.options, prediction.shares, strict=True)):
+            table.add_row(prediction.question if place == 0 else "", option, f"{share:.3f}")
+        table.add_section()
+    console.print(table)
