@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -76,14 +78,16 @@ def _target(path: Any, expected: type, key: str) -> type:
 def _value(value: Any, hint: Any, key: str) -> Any:
     """Return one field's value: a nested object, or a leaf checked by pydantic."""
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    absent = value is None and type(None) in options
     for option in options:
-        if isinstance(option, type) and _is_node_type(option) and value is not None:
+        if isinstance(option, type) and _is_node_type(option) and not absent:
             return build(value, option, key)
     try:
-        return pydantic.TypeAdapter(hint).validate_python(value)
+        # As JSON, whose strict mode takes a list for a tuple but neither true nor "1" for the number 1.
+        return pydantic.TypeAdapter(hint).validate_json(json.dumps(value, default=str), strict=True)
     except pydantic.ValidationError as error:
-        problem = error.errors()[0]["msg"].removeprefix("Input should be ")
-        raise UserError(f"{key}={value!r} is not valid: it should be {problem}") from error
+        problems = " or ".join(dict.fromkeys(re.sub(r"^\w+ should ", "", e["msg"]) for e in error.errors()))
+        raise UserError(f"{key}={value!r} is not valid: it should {problems}") from error
 
 
 def _is_node_type(option: type) -> bool:

@@ -106,7 +106,10 @@ def _predict(given: argparse.Namespace) -> None:
     predictions = predict(given.directory, given.answers)
     show_predictions(Console(), predictions)
     if given.out is not None:
-        write_json_atomic(given.out, [prediction.to_json() for prediction in predictions])
+        try:
+            write_json_atomic(given.out, [prediction.to_json() for prediction in predictions])
+        except OSError as error:
+            raise UserError(f"--out={given.out}: cannot be written ({error.strerror}); choose another") from error
 
 
 if __name__ == "__main__":

@@ -83,8 +83,8 @@ def resolve(overrides: Sequence[str]) -> dict[str, Any]:
         with initialize_config_dir(str(conf_directory()), version_base="1.3"):
             config = compose("config", overrides=list(overrides))
         content = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(_explain(error)) from error
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise UserError(_explain(error, overrides)) from error
     assert isinstance(content, dict)
     return {str(key): value for key, value in content.items()}
 
@@ -118,7 +118,7 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
         batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     except (HydraException, OverrideParseException) as error:
-        raise UserError(_explain(error)) from error
+        raise UserError(_explain(error, overrides)) from error
     return [list(job) for job in batches[0]]
 
 
@@ -142,12 +142,15 @@ def keys(config: Any, prefix: str = "") -> Iterator[str]:
             yield from keys(value, f"{prefix}{name}.")
 
 
-def _explain(error: Exception) -> str:
+def _explain(error: Exception, overrides: Sequence[str]) -> str:
     """Turn Hydra's multi-line message into one line that names the nearest valid key or option."""
     text = str(error)
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown:
-        return f"unknown key {unknown[1]}{suggest(unknown[1], _default_keys())}"
+        known = _known_keys(overrides)
+        if unknown[1] in known:
+            return f"{unknown[1]} holds no such key; set one that it has, as in {unknown[1]}.key=value"
+        return f"unknown key {unknown[1]}{suggest(unknown[1], known)}"
     option = re.search(r"(?:Could not find|Cannot find primary config|In '[^']+': Could not find) '([^']+)'", text)
     if option and "/" in option[1]:
         group, _, name = option[1].rpartition("/")
@@ -155,11 +158,13 @@ def _explain(error: Exception) -> str:
     missing = re.search(r"Missing mandatory value: (\S+)", text)
     if missing:
         return f"missing key {missing[1]}; set it"
-    return " ".join(text.split())
+    return f"cannot read {' '.join(overrides)}: {' '.join(text.split())}"
 
 
-def _default_keys() -> list[str]:
+def _known_keys(overrides: Sequence[str]) -> list[str]:
+    """Return the keys there are under the config groups that the overrides choose."""
+    groups = options()
+    chosen = [o for o in overrides if o.partition("=")[2] in groups.get(o.partition("=")[0], {})]
     with initialize_config_dir(str(conf_directory()), version_base="1.3"):
-        config: DictConfig = compose("config")
-    groups = [name for name in options() if "." not in name]
+        config: DictConfig = compose("config", overrides=chosen)
     return [*keys(OmegaConf.to_container(config)), *(name.replace("/", ".") for name in groups)]

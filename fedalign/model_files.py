@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from fedalign.contribution import State
@@ -34,5 +35,5 @@ def load_model(directory: Path, method: str) -> dict[str, State]:
         if facts["method"] != method:
             raise UserError(f"{directory}: a model of method '{facts['method']}', not of '{method}'")
         return {phase: load_file(directory / f"{phase}.safetensors") for phase in facts["phases"]}
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(f"{directory}: no finished model there ({error}); finish the run with resume=") from error

@@ -14,7 +14,7 @@ from fedalign.data.answers import AnswerRow, check_options, checked_shares, pars
 from fedalign.data.embed import EmbeddingCache, build_shard, default_cache_directory, embed
 from fedalign.data.progress import terminal_bar
 from fedalign.data.schema import ClientAnswers, Distribution, Question, Role
-from fedalign.data.table import read_table
+from fedalign.data.table import parse_json_cell, read_table, suffix_of
 from fedalign.errors import UserError
 from fedalign.methods.survey import SurveyMethod, SurveyPhase
 from fedalign.model_files import load_model
@@ -95,13 +95,13 @@ def _read(path: Path) -> tuple[list[tuple[Question, Distribution]], list[Questio
     """Return answered and wanted questions."""
     known: dict[str, tuple[Question, Distribution]] = {}
     wanted: dict[str, Question] = {}
+    text_cells = suffix_of(path) == ".csv"
     for where, record in read_table(path, ("question", "options")):
         missing = record.get("distribution") in (None, "", [])
-        row = parse_row(
-            {**record, "distribution": [] if missing else record["distribution"], "group": _GROUP},
-            where,
-            "group",
-        )
+        lists = {"options": record["options"], "distribution": [] if missing else record["distribution"]}
+        if text_cells:
+            lists = {key: parse_json_cell(cell, where, key) for key, cell in lists.items()}
+        row = parse_row({**record, **lists, "group": _GROUP}, where, "group")
         question = Question(row.question, row.options)
         check_options(question, where)
         if question.id in known or question.id in wanted:

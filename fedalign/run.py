@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from fedalign.report.render import render_run
 from fedalign.report.run_directory import RunDirectory
 from fedalign.report.summary import Summary, Timing, Traffic, final_values
 from fedalign.site import open_site, setting
+
+_log = logging.getLogger(__name__)
 
 Resolved = Mapping[str, Any]
 
@@ -131,7 +134,6 @@ def _conduct(
     """Run the federation and write down what comes of it, good or bad."""
     outcomes: list[Outcome] = []
     began = time.perf_counter()
-    reason: str | None = None
     try:
         with _watched(directory, resolved, config) as observers, _threads(config.engine.threads):
             job = _job(directory, resolved, config, nodes, observers, resume)
@@ -141,12 +143,22 @@ def _conduct(
             save_model(directory.model, config.method.name, outcomes[0].artefacts)
     except BaseException as error:
         reason = f"{type(error).__name__}: {error}".strip().rstrip(":")
+        try:
+            _write_end(directory, config, Outcome(), time.perf_counter() - began, reason)
+        except Exception:
+            # What went wrong with the run matters more than that it could not be written down.
+            _log.exception("%s: the end of the failed run could not be written", directory.path)
         raise
-    finally:
-        outcome = outcomes[0] if outcomes else Outcome()
-        summary = _summarise(directory, config, outcome, time.perf_counter() - began, reason)
-        directory.write_summary(summary)
-        render_run(directory.path)
+    return _write_end(directory, config, outcomes[0], time.perf_counter() - began, None)
+
+
+def _write_end(
+    directory: RunDirectory, config: RunConfig, outcome: Outcome, seconds: float, reason: str | None
+) -> Result:
+    """Write the summary and the report of a run that is over."""
+    summary = _summarise(directory, config, outcome, seconds, reason)
+    directory.write_summary(summary)
+    render_run(directory.path, config.method.headline if config.method.headline in summary.metrics else None)
     return Result(directory.path, summary)
 
 

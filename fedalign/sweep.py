@@ -29,20 +29,28 @@ def run_all(console: Console, overrides: Sequence[str]) -> Path:
     UserError
         If a configuration is wrong.
     """
-    output = [o.removeprefix("output=") for o in overrides if o.startswith("output=")]
+    output = parse(resolve([o for o in overrides if o.startswith("output=")])).output
     jobs = expand([o for o in overrides if not o.startswith("output=")])
+    if not jobs:
+        raise UserError(f"{' '.join(overrides)}: a range without values leaves nothing to run; widen it")
     for job in jobs:
         parse(resolve(job))
     stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    root = Path(output[0]) if output else Path("outputs") / "sweep" / stamp
-    if root.exists() and any(root.iterdir()):
-        raise UserError(f"output={root}: the directory is not empty; choose another")
+    root = Path("outputs") / "sweep" / stamp if output is None else Path(output)
+    if root.exists() and (root.is_file() or any(root.iterdir())):
+        raise UserError(f"output={root}: not an empty directory; choose another")
     directories = []
     for number, job in enumerate(jobs):
         console.print(f"run {number + 1} of {len(jobs)}: {' '.join(job)}", highlight=False)
-        directories.append(start([*job, f"output={root / str(number)}"]).directory)
+        directories.append(start([*job, _output(root / str(number))]).directory)
     report(console, directories, root / "comparison", None, None)
     return root
+
+
+def _output(path: Path) -> str:
+    """Return the override that names a run's directory, quoted for Hydra's grammar."""
+    escaped = str(path).replace("'", "\\'")
+    return f"output='{escaped}'"
 
 
 def report(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -27,6 +27,14 @@ hypothesis.settings.load_profile("fedalign")
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the tests' embeddings out of the user's cache, and the user's out of the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDALIGN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """Root of the repository."""
@@ -41,9 +49,7 @@ def real_data() -> Callable[[str], Path]:
     def find(relative: str) -> Path:
         path = folder / relative
         if not path.is_file():
-            pytest.skip(
-                f"no {relative} in {folder}; set FEDALIGN_TEST_DATA to the folder of the real data sets"
-            )
+            pytest.skip(f"no {relative} in {folder}; set FEDALIGN_TEST_DATA to the folder of the real data sets")
         return path
 
     return find

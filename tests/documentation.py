@@ -97,9 +97,7 @@ def _commands(body: list[str], number: int) -> Iterator[tuple[str, ...]]:
         if not words:
             continue
         if words[0] not in COMMANDS:
-            raise PageError(
-                f"block at line {number}: {words[0]!r} is not run by a test; put it in a ```console block"
-            )
+            raise PageError(f"block at line {number}: {words[0]!r} is not run by a test; put it in a ```console block")
         if _SHELL.search(re.sub(r"'[^']*'", "", line.partition(" #")[0])):
             raise PageError(f"block at line {number}: {line.strip()!r} needs a shell; write it without")
         yield tuple(words)

@@ -42,9 +42,7 @@ def test_files_keep_their_text_and_place():
 
 
 def test_slow_marks_the_next_block_only():
-    text = page(
-        "<!-- test: slow -->", "", "```bash", "fedalign run", "```", "```bash", "fedalign list", "```"
-    )
+    text = page("<!-- test: slow -->", "", "```bash", "fedalign run", "```", "```bash", "fedalign list", "```")
     assert [step.slow for step in read_page(text)] == [True, False]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import io
 import itertools
 import os
 import re
@@ -39,9 +40,7 @@ def constraints():
 
 def direct_requirements(project):
     extras = project["project"]["optional-dependencies"]
-    return [
-        Requirement(line) for line in itertools.chain(project["project"]["dependencies"], *extras.values())
-    ]
+    return [Requirement(line) for line in itertools.chain(project["project"]["dependencies"], *extras.values())]
 
 
 def test_version_is_the_packages(project):
@@ -61,17 +60,13 @@ def test_every_direct_dependency_has_a_tested_version_in_its_range(project, cons
             continue
         tested = constraints.get(canonicalize_name(requirement.name))
         assert tested is not None, f"{requirement.name} has no line in constraints.txt"
-        assert requirement.specifier.contains(tested), (
-            f"constraints.txt: {requirement.name}=={tested} is out of range"
-        )
+        assert requirement.specifier.contains(tested), f"constraints.txt: {requirement.name}=={tested} is out of range"
 
 
 def test_tested_versions_are_plain(constraints):
     for name, version in constraints.items():
         assert name == canonicalize_name(name)
-        assert Version(version).local is None, (
-            f"{name}=={version}: a local build exists on some machines only"
-        )
+        assert Version(version).local is None, f"{name}=={version}: a local build exists on some machines only"
 
 
 def imported_modules(path):
@@ -130,3 +125,13 @@ def test_built_distributions_carry_everything(tmp_path):
     with tarfile.open(sdist) as archive:
         shipped = {name.partition("/")[2] for name in archive.getnames()}
     assert {"LICENSE", "constraints.txt", "conf/config.yaml", "tests/test_project.py", *PROGRAMS} <= shipped
+
+
+@pytest.mark.slow
+def test_flower_bundle_carries_the_code_and_the_configs_and_nothing_else():
+    from flwr.cli.build import build_fab_from_disk
+
+    bundled = set(zipfile.ZipFile(io.BytesIO(build_fab_from_disk(ROOT))).namelist())
+    assert {f"conf/{path.relative_to(ROOT / 'conf').as_posix()}" for path in CONFIGS} <= bundled
+    assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "fedalign").rglob("*.py")} <= bundled
+    assert {name.partition("/")[0] for name in bundled} <= {"fedalign", "conf", "pyproject.toml", ".info"}

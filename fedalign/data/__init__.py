@@ -1,1 +1,1 @@
-"""Where judgments come from, how they are laid out over clients, and how they are encoded."""
+"""Where judgments come from: sources, cleaning, partitions over clients, encoders and the shards they make."""

@@ -70,16 +70,21 @@ def checked_shares(row: AnswerRow, sum_tolerance: float) -> Distribution:
     shares = np.array(row.distribution, dtype=np.float64)
     if len(shares) != len(row.options):
         raise UserError(
-            f"{row.where}: {len(row.options)} options but {len(shares)} shares in 'distribution'; give one share an option"
+            f"{row.where}: {len(row.options)} options but {len(shares)} shares in 'distribution'; "
+            "give one share an option"
         )
     if not np.isfinite(shares).all():
-        raise UserError(f"{row.where}: 'distribution' holds a NaN or infinite share; every share must be a number in [0, 1]")
+        raise UserError(
+            f"{row.where}: 'distribution' holds a NaN or infinite share; every share must be a number in [0, 1]"
+        )
     if (shares < 0.0).any():
         raise UserError(f"{row.where}: 'distribution' holds the negative share {shares.min():g}; shares lie in [0, 1]")
     total = float(shares.sum())
     # The slack absorbs binary rounding of a sum that sits exactly on the tolerance.
     if abs(total - 1.0) > sum_tolerance + 1e-9:
-        raise UserError(f"{row.where}: 'distribution' sums to {total:g}; it must sum to 1 (tolerance {sum_tolerance:g})")
+        raise UserError(
+            f"{row.where}: 'distribution' sums to {total:g}; it must sum to 1 (tolerance {sum_tolerance:g})"
+        )
     return shares / total
 
 
@@ -157,7 +162,9 @@ def build_survey(
         questions.setdefault(ids[question], question)
         group[ids[question]] = kept
     if not questions:
-        raise UserError(f"data: no usable answer is left; removed so far: {dict(counts) or 'nothing, the input is empty'}")
+        raise UserError(
+            f"data: no usable answer is left; removed so far: {dict(counts) or 'nothing, the input is empty'}"
+        )
     return Survey(questions=questions, answers=answers, dropped=dict(counts))
 
 

@@ -1,4 +1,4 @@
-"""Rules that remove survey artefacts from option lists; they look at texts only, so that all groups agree on a question.
+"""Rules that remove survey artefacts from option lists, by text alone, so that all groups agree on a question.
 
 Published surveys carry options that nobody chose: file codes, refusals, a column total that holds half of the mass.
 Whether an option goes is decided from its text, never from a group's shares, because a question is
@@ -21,10 +21,9 @@ from fedalign.data.schema import Distribution, Question
 _REMARK = re.compile(r"[(\[](vol|volunteered|do not read|spontaneous)\.?[)\]]", re.IGNORECASE)
 _TOTAL = re.compile(r"total\s+\(?n\)?\s*=.*")
 _MISSING = re.compile(r"(other )?missing(\s*[;:].*)?|inap(plicable)?\b.*|not applicable|not asked\b.*")
-_REFUSAL_PARTS = frozenset(
-    "dk|na|don't know|dont know|do not know|refused|ref|refuse|refusal|no answer|no response|not sure|unsure|"
-    "can't say|cannot say|prefer not to say|prefer not to answer".split("|")
-)
+_DONT_KNOW = {"dk", "don't know", "dont know", "do not know", "not sure", "unsure", "can't say", "cannot say"}
+_REFUSED = {"ref", "refuse", "refused", "refusal", "prefer not to say", "prefer not to answer"}
+_REFUSAL_PARTS = _DONT_KNOW | _REFUSED | {"na", "no answer", "no response"}
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,8 @@ class Cleaning:
         Remove "don't know", "refused", "no answer" and their combinations. "Hard to say", "Neither",
         "Both (VOL)" and the like stay: they are answers.
     missing : bool
-        Remove codes of the data file: ``"Missing; ..."``, ``"Other missing; ..."``, ``"INAP: ..."``, ``"Not applicable"``.
+        Remove codes of the data file: ``"Missing; ..."``, ``"Other missing; ..."``, ``"INAP: ..."``,
+        ``"Not applicable"``.
     min_mass : float in (0, 1]
         An answer is dropped if the options that stay hold less than this share of it (totals not counted).
     """
@@ -117,7 +117,7 @@ def clean_question(text: str, options: tuple[str, ...], rules: Cleaning) -> Clea
 
 
 def clean_shares(shares: Distribution, cleaned: CleanedQuestion, min_mass: float) -> Distribution | None:
-    """Return one group's shares over the options that stay, summing to 1, or None if they hold less than ``min_mass``."""
+    """Return one group's shares over the options that stay, renormalised; None if they hold less than ``min_mass``."""
     if len(cleaned.kept) == len(shares):
         return shares
     left = shares[cleaned.kept]

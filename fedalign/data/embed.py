@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,7 @@ from fedalign.data.schema import ClientAnswers, Encoder, GroupJudgments, Questio
 
 _Vectors = npt.NDArray[np.float32]
 
-_TEXTS_PER_FILE = 4096  # an interrupted encoding loses at most this many texts
+_TEXTS_PER_FILE = 16384  # an interrupted encoding loses at most this many texts; a model is loaded once for each
 
 
 def default_cache_directory() -> Path:
@@ -62,7 +63,7 @@ class EmbeddingCache:
         keys = sorted((_key(text), text) for text in vectors)
         matrix = np.stack([vectors[text] for _, text in keys])
         names = np.array([list(bytes.fromhex(key)) for key, _ in keys], dtype=np.uint8)
-        tensors = {"keys": names, "vectors": matrix}
+        tensors: dict[str, npt.NDArray[Any]] = {"keys": names, "vectors": matrix}
         content = safetensors.numpy.save(tensors, metadata={"checksum": _checksum(names, matrix)})
         folder = self._folder(fingerprint)
         folder.mkdir(parents=True, exist_ok=True)
@@ -174,7 +175,7 @@ def _write_atomically(path: Path, content: bytes) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
-        os.replace(temporary, path)
+        Path(temporary).replace(path)
     except BaseException:
-        os.unlink(temporary)
+        Path(temporary).unlink(missing_ok=True)
         raise

@@ -65,7 +65,10 @@ class GroupPartition(Partition):
         train, unseen = self._choose(survey)
         answers = {group: survey.answers[group] for group in train}
         held_out = {group: self._held_out(group, list(answers[group]), streams) for group in train}
-        self._refuse_names_twice(clients := [*self.lay_out(answers, held_out, streams), *_unseen(survey, unseen)])
+        clients = [*self.lay_out(answers, held_out, streams), *(_unseen_client(survey, group) for group in unseen)]
+        name, count = Counter(client.name for client in clients).most_common(1)[0]
+        if count > 1:
+            raise UserError(f"partition: {count} clients are called {name!r}; rename that group in the data")
         return clients
 
     @abstractmethod
@@ -73,59 +76,52 @@ class GroupPartition(Partition):
         """Return the training clients, which together hold every answer exactly once."""
 
     def _choose(self, survey: Survey) -> tuple[list[str], list[str]]:
-        groups = list(survey.answers)
+        """Return the training and the unseen groups, each large enough."""
         for key, names in (("train", self.train), ("unseen", self.unseen)):
-            for name in names if isinstance(names, tuple) else ():
-                if name not in survey.answers:
-                    raise UserError(f"partition.{key}: no group {name!r} in the data{suggest(name, groups)}")
-        unseen = self._unseen_names(self._large_enough(survey, groups) if isinstance(self.unseen, int) else groups)
-        train = list(self.train) if self.train is not None else [group for group in groups if group not in unseen]
-        for name in train:
-            if name in unseen:
-                raise UserError(f"partition: group {name!r} is both in train and in unseen; remove it from one of them")
-        train = [group for group in train if self._fits(survey, group, self._train_size(survey, group), self.train)]
-        unseen = [group for group in unseen if self._fits(survey, group, len(survey.answers[group]), self.unseen)]
+            if isinstance(names, tuple):
+                _check_names(key, names, survey)
+        unseen = self._unseen(survey)
+        train = [group for group in survey.answers if group not in unseen] if self.train is None else list(self.train)
+        both = [group for group in train if group in unseen]
+        if both:
+            raise UserError(f"partition: group {both[0]!r} is both in train and in unseen; remove it from one of them")
+        train = [group for group in train if self._fits(survey, group, test_fraction=self.test_fraction)]
+        unseen = [group for group in unseen if self._fits(survey, group, test_fraction=0.0)]
         if not train:
-            raise UserError(f"partition: no group is left to train on ({len(unseen)} unseen); name some in partition.train")
+            raise UserError(f"partition: no group is left to train on ({len(unseen)} unseen); set partition.train")
         return train, unseen
 
-    def _large_enough(self, survey: Survey, groups: list[str]) -> list[str]:
-        if self.small_groups == "error":
-            return groups
-        return [group for group in groups if len(survey.answers[group]) >= self.min_questions]
+    def _unseen(self, survey: Survey) -> list[str]:
+        if isinstance(self.unseen, tuple):
+            return list(self.unseen)
+        groups = list(survey.answers)
+        if self.small_groups == "drop":  # the last n of those that are large enough
+            groups = [group for group in groups if len(survey.answers[group]) >= self.min_questions]
+        return groups[-self.unseen :] if self.unseen else []
 
-    def _unseen_names(self, groups: list[str]) -> list[str]:
-        if self.unseen is None or self.unseen == 0:
-            return []
-        return groups[-self.unseen :] if isinstance(self.unseen, int) else list(self.unseen)
-
-    def _fits(self, survey: Survey, group: str, size: int, named: object) -> bool:
-        if size >= self.min_questions:
+    def _fits(self, survey: Survey, group: str, test_fraction: float) -> bool:
+        """Say whether a group has enough questions after holding out; if not, drop it (False) or refuse."""
+        questions = len(survey.answers[group])
+        left = _train_size(questions, test_fraction)
+        if left >= self.min_questions:
             return True
-        held = len(survey.answers[group]) - size
-        found = f"group {group!r} has {size} questions" + (f" ({held} more are held out)" if held else "")
-        if self.small_groups == "drop" and not isinstance(named, tuple):
-            logging.getLogger(__name__).warning("%s, fewer than partition.min_questions=%d: dropped", found, self.min_questions)
-            return False
-        raise UserError(
-            f"partition.min_questions={self.min_questions}: {found}; lower it (the context must shrink with it) or leave the group out"
-        )
-
-    def _train_size(self, survey: Survey, group: str) -> int:
-        return int((1.0 - self.test_fraction) * len(survey.answers[group]))
+        found = f"group {group!r} has {questions} questions, {left} of them to learn from"
+        named = [name for names in (self.train, self.unseen) if isinstance(names, tuple) for name in names]
+        if self.small_groups == "error" or group in named:
+            raise UserError(
+                f"partition.min_questions={self.min_questions}: {found}; leave the group out, set "
+                "partition.small_groups=drop, or lower partition.min_questions and the context with it"
+            )
+        logger = logging.getLogger(__name__)
+        logger.warning("%s, fewer than partition.min_questions=%d: dropped", found, self.min_questions)
+        return False
 
     def _held_out(self, group: str, questions: list[str], streams: Streams) -> frozenset[str]:
-        train_size = int((1.0 - self.test_fraction) * len(questions))
+        size = _train_size(len(questions), self.test_fraction)
         if self.holdout == "last":
-            return frozenset(questions[train_size:])
+            return frozenset(questions[size:])
         order = streams.at(client=group).numpy("partition/holdout").permutation(len(questions))
-        return frozenset(questions[i] for i in order[train_size:])
-
-    @staticmethod
-    def _refuse_names_twice(clients: Sequence[ClientAnswers]) -> None:
-        name, count = Counter(client.name for client in clients).most_common(1)[0]
-        if count > 1:
-            raise UserError(f"partition: {count} clients are called {name!r}; rename that group or do not list it twice")
+        return frozenset(questions[i] for i in order[size:])
 
 
 @dataclass(frozen=True)
@@ -148,7 +144,18 @@ class Pooled(GroupPartition):
         return [ClientAnswers("pooled", Role.TRAIN, answers, held_out)]
 
 
-def _unseen(survey: Survey, groups: list[str]) -> list[ClientAnswers]:
-    return [
-        ClientAnswers(group, Role.UNSEEN, {group: survey.answers[group]}, {group: frozenset()}) for group in groups
-    ]
+def _check_names(key: str, names: tuple[str, ...], survey: Survey) -> None:
+    for name, count in Counter(names).items():
+        if name not in survey.answers:
+            raise UserError(f"partition.{key}: no group {name!r} in the data{suggest(name, survey.answers)}")
+        if count > 1:
+            raise UserError(f"partition.{key}: group {name!r} is listed {count} times; list it once")
+
+
+def _unseen_client(survey: Survey, group: str) -> ClientAnswers:
+    return ClientAnswers(group, Role.UNSEEN, {group: survey.answers[group]}, {group: frozenset()})
+
+
+def _train_size(questions: int, test_fraction: float) -> int:
+    # The rounding removes the dust of 1 - fraction, which would turn e.g. 0.7 * 10 into 6.
+    return int(round((1.0 - test_fraction) * questions, 9))

@@ -23,7 +23,13 @@ def silent(description: str, total: int) -> Iterator[Callable[[int], None]]:
 def terminal_bar(description: str, total: int) -> Iterator[Callable[[int], None]]:
     """Show a bar with the time left on standard error if that is a terminal, else nothing."""
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task(description, total=total)
         yield lambda steps: bar.advance(task, steps)

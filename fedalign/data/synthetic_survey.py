@@ -63,7 +63,7 @@ class SyntheticSurvey(SurveySource):
     name: str
     path: str | None
     groups: Annotated[int, Field(ge=1)]
-    questions: Annotated[int, Field(ge=1)]
+    questions: Annotated[int, Field(ge=1, le=10_000)]
     factors: Annotated[int, Field(ge=1)]
     question_effect: Annotated[float, Field(ge=0.0)]
     group_effect: Annotated[float, Field(ge=0.0)]
@@ -96,7 +96,9 @@ class SyntheticSurvey(SurveySource):
         }
         asked = {question_id for group in answers.values() for question_id in group}
         if not asked:
-            raise UserError(f"data.questions={self.questions}: no group was asked anything; raise it or lower data.missing_fraction")
+            raise UserError(
+                f"data.questions={self.questions}: no group was asked anything; raise it or lower data.missing_fraction"
+            )
         return Survey(questions={item.id: item.question for item in items if item.id in asked}, answers=answers)
 
     def _loadings(self, rng: np.random.Generator) -> dict[str, _Array]:

@@ -96,12 +96,13 @@ def parse_json_cell(value: object, where: str, column: str) -> object:
     try:
         return json.loads(value)
     except json.JSONDecodeError:
-        raise UserError(f"{where}: {column!r} holds {value[:40]!r}; it must be a JSON list such as [\"a\", \"b\"]") from None
+        raise UserError(
+            f'{where}: {column!r} holds {value[:40]!r}; it must be a JSON list such as ["a", "b"]'
+        ) from None
 
 
 def _json_records(path: Path, columns: tuple[str, ...], compressed: bool) -> Iterator[Record]:
-    opened = gzip.open(path, "rt", encoding="utf-8") if compressed else path.open(encoding="utf-8")
-    with opened as lines:
+    with gzip.open(path, "rt", encoding="utf-8") if compressed else path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
@@ -122,7 +123,9 @@ def _csv_records(path: Path, columns: tuple[str, ...]) -> Iterator[Record]:
         require_columns(list(reader.fieldnames or []), columns, str(path))
         for number, record in enumerate(reader, start=1):
             if None in record or None in record.values():
-                raise UserError(f"{path} row {number}: not as many cells as the header has; quote cells that hold commas")
+                raise UserError(
+                    f"{path} row {number}: not as many cells as the header has; quote cells that hold commas"
+                )
             yield f"{path} row {number}", record
 
 

@@ -84,4 +84,4 @@ def _quiet() -> None:
     os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
     flower = logging.getLogger("flwr")
     flower.propagate = False
-    flower.setLevel(logging.WARNING)
+    flower.setLevel(logging.ERROR)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from fedalign.contribution import State
@@ -74,8 +75,8 @@ class Checkpoint:
         (fresh / "checkpoint.json").write_text(json.dumps(facts, indent=1))
         for path in fresh.iterdir():
             _sync(path)
-        shutil.rmtree(old, ignore_errors=True)
         if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
             target.rename(old)
         fresh.rename(target)
         shutil.rmtree(old, ignore_errors=True)
@@ -99,24 +100,24 @@ class Checkpoint:
             facts = json.loads((place / "checkpoint.json").read_text())
             tensors = load_file(place / "tensors.safetensors")
             known = (facts["format"], facts["method"])
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise UserError(f"{place}: the checkpoint cannot be read ({error}); start the run afresh") from error
-        if known != (FORMAT, method):
-            raise UserError(
-                f"{place}: a checkpoint of method '{known[1]}' (format {known[0]}), not of '{method}' "
-                f"(format {FORMAT}); give the run directory of a '{method}' run"
+            if known != (FORMAT, method):
+                raise UserError(
+                    f"{place}: a checkpoint of method '{known[1]}' (format {known[0]}), not of '{method}' "
+                    f"(format {FORMAT}); give the run directory of a '{method}' run"
+                )
+            return Checkpoint(
+                method,
+                facts["phase"],
+                facts["round"],
+                _under("state/", tensors),
+                _under("moments/", tensors),
+                {phase: _under(f"artefact/{phase}/", tensors) for phase in facts["artefacts"]},
+                facts["counters"],
+                facts["best"],
+                facts["memories"],
             )
-        return Checkpoint(
-            method,
-            facts["phase"],
-            facts["round"],
-            _under("state/", tensors),
-            _under("moments/", tensors),
-            {phase: _under(f"artefact/{phase}/", tensors) for phase in facts["artefacts"]},
-            facts["counters"],
-            facts["best"],
-            facts["memories"],
-        )
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise UserError(f"{place}: the checkpoint cannot be read ({error}); start the run afresh") from error
 
 
 def _facts(checkpoint: Checkpoint) -> dict[str, Any]:

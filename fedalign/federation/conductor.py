@@ -22,7 +22,7 @@ from fedalign.federation.observer import Observer, PhasePlan, RoundReport
 from fedalign.federation.records import decode_tensors, encode_tensors, payload_bytes
 from fedalign.federation.sampling import Sampler
 from fedalign.federation.server_optimizer import ServerOptimizerSpec
-from fedalign.federation.strategy import SumStrategy
+from fedalign.federation.strategy import SumStrategy, Tally
 from fedalign.methods.base import Phase
 from fedalign.metrics.record import Metric, MetricSum, Scope
 from fedalign.rng import Streams
@@ -147,20 +147,18 @@ class Conductor:
         if start is None:
             state = phase.initial(Streams(job.seed, phase.name), self.outcome.artefacts)
             first = 1
-            self._report(strategy, 0, 0.0, self._evaluate(strategy, state, 0))
+            self._report(strategy, 0, Tally(), 0.0, self._evaluate(strategy, state, 0))
         else:
             state, first = start.state, start.round + 1
             stepper.moments.update(start.moments)
-        if start is not None and first > phase.rounds:
-            # The checkpoint ends the phase; its last evaluation is what a finished run reports.
-            self._evaluate(strategy, state, phase.rounds)
         for number in range(first, phase.rounds + 1):
             began = time.perf_counter()
             state, metrics = self._train(strategy, state, number)
+            trained = strategy.tally
             last = number == phase.rounds
             if last or number % settings.evaluate_every == 0:
                 metrics += self._evaluate(strategy, state, number)
-            self._report(strategy, number, time.perf_counter() - began, metrics)
+            self._report(strategy, number, trained, time.perf_counter() - began, metrics)
             self._keep_best(strategy, state, number)
             if last or number % settings.checkpoint_every == 0:
                 self._checkpoint(strategy, state, number)
@@ -206,9 +204,10 @@ class Conductor:
         overall = strategy.phase.summarise(sums) if sums else {}
         return by_group + [Metric(name, number, scope, None, key, v, groups) for key, v in overall.items()]
 
-    def _report(self, strategy: SumStrategy, number: int, seconds: float, metrics: list[Metric]) -> None:
-        tally = strategy.tally
-        report = RoundReport(strategy.phase.name, number, tally.asked, tally.failed, seconds, tuple(metrics))
+    def _report(
+        self, strategy: SumStrategy, number: int, trained: Tally, seconds: float, metrics: list[Metric]
+    ) -> None:
+        report = RoundReport(strategy.phase.name, number, trained.asked, trained.failed, seconds, tuple(metrics))
         for observer in self.job.observers:
             observer.round_ended(report)
 

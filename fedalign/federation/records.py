@@ -52,6 +52,10 @@ class TensorArray(Array):
             self.__dict__["_serialised"] = plain
         return plain
 
+    def deflate(self) -> bytes:
+        """Return the object that goes over the wire: a plain Flower array, since a node knows no other class."""
+        return self._plain().deflate()
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Cross process borders as a plain Flower array."""
         plain = self._plain()
@@ -60,13 +64,14 @@ class TensorArray(Array):
 
 def encode_tensors(tensors: Mapping[str, Tensor]) -> ArrayRecord:
     """Return an array record that holds ``tensors``, bfloat16 included."""
-    arrays: dict[str, Array] = {}
+    # Filled one by one: ArrayRecord(dict) would read, and so serialise, every array.
+    record = ArrayRecord()
     for name, tensor in tensors.items():
         if tensor.dtype == torch.bfloat16:
-            arrays[_BFLOAT16 + name] = TensorArray(tensor.detach().contiguous().view(torch.int16))
+            record[_BFLOAT16 + name] = TensorArray(tensor.detach().contiguous().view(torch.int16))
         else:
-            arrays[name] = TensorArray(tensor.detach())
-    return ArrayRecord(arrays)
+            record[name] = TensorArray(tensor.detach())
+    return record
 
 
 def decode_tensors(record: ArrayRecord) -> State:

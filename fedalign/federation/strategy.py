@@ -119,6 +119,7 @@ class SumStrategy(Strategy):
             If clients were asked and none contributed.
         """
         contributions = self._read(replies, f"round {server_round} of phase {self.phase.name}")
+        self.train_sums = []
         if not contributions:
             return self._arrays, None
         state = decode_tensors(self._arrays)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fedalign.contribution import Contribution, State
 from fedalign.data.schema import GroupJudgments, Role, SurveyShard
+from fedalign.errors import UserError
 from fedalign.methods.base import Method, Phase
 from fedalign.metrics.alignment import jensen_shannon_distance
 from fedalign.metrics.fairness import fairness
@@ -114,11 +115,16 @@ class SurveyPhase(Phase[SurveyShard]):
             order = judgments.train[torch.randperm(len(judgments.train), generator=generator)]
             context, rest = order[:size], order[size:]
             if role is Role.UNSEEN:
+                if not len(rest):
+                    raise UserError(
+                        f"method.evaluation.context_questions={size}: group {judgments.group!r} has only "
+                        f"{len(order)} questions, which leaves none to predict; lower it"
+                    )
                 yield "unseen", context, rest.sort().values
                 continue
             if len(judgments.test):
                 yield "test", context, judgments.test
-            if self.evaluation.train:
+            if self.evaluation.train and len(rest):
                 yield "train", context, rest.sort().values
 
     def _scores(

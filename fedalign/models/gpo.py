@@ -78,13 +78,16 @@ class GPONetwork(nn.Module):
     ----------
     inputs : int
         Length of a token: features + 1 + extra.
-    width, layers, heads, feedforward, embed_depth : int
-        ``embed_depth`` counts the linear layers of the token embedder.
+    features : int
+        How many inputs of a token are encoder features; they come first.
+    settings : GPOModel
     """
 
-    def __init__(self, inputs: int, width: int, layers: int, heads: int, feedforward: int, embed_depth: int) -> None:
+    def __init__(self, inputs: int, features: int, settings: GPOModel) -> None:
         super().__init__()
-        sizes = [inputs] + [width] * embed_depth
+        width, layers, heads, feedforward = settings.width, settings.layers, settings.heads, settings.feedforward
+        self.features = features if settings.scale_features else 0
+        sizes = [inputs] + [width] * settings.embed_depth
         linears = [nn.Linear(a, b) for a, b in itertools.pairwise(sizes)]
         self.embedder = nn.Sequential(*[m for linear in linears for m in (linear, nn.ReLU())][:-1])
         self.blocks = nn.ModuleList(Block(width, heads, feedforward) for _ in range(layers))
@@ -104,6 +107,10 @@ class GPONetwork(nn.Module):
         -------
         tuple of Tensor, each of shape (points - n_context,)
         """
+        if self.features:
+            # Encoders return vectors of length 1, whose entries are far smaller than shares: bring them to scale.
+            scaled = F.rms_norm(tokens[:, : self.features], (self.features,))
+            tokens = torch.cat([scaled, tokens[:, self.features :]], 1)
         x = self.embedder(tokens)
         for block in self.blocks:
             x = block(x, n_context)
@@ -114,6 +121,15 @@ class GPONetwork(nn.Module):
 @dataclass(frozen=True)
 class GPOModel(ModelSpec):
     """Settings of a :class:`GPONetwork`.
+
+    Parameters
+    ----------
+    width, layers, heads, feedforward : int
+        Of the transformer.
+    embed_depth : int
+        Linear layers of the token embedder.
+    scale_features : bool
+        Bring every feature vector to a root mean square of 1; the released code takes it as the encoder gives it.
 
     Raises
     ------
@@ -126,6 +142,7 @@ class GPOModel(ModelSpec):
     heads: Annotated[int, Field(ge=1)]
     feedforward: Annotated[int, Field(ge=1)]
     embed_depth: Annotated[int, Field(ge=1)]
+    scale_features: bool
 
     def __post_init__(self) -> None:
         """Check that the heads share the width evenly."""
@@ -134,4 +151,4 @@ class GPOModel(ModelSpec):
 
     def build(self, features: int, extra: int) -> GPONetwork:
         """Return a network for ``features`` encoder features, one share and ``extra`` prior inputs a token."""
-        return GPONetwork(features + 1 + extra, self.width, self.layers, self.heads, self.feedforward, self.embed_depth)
+        return GPONetwork(features + 1 + extra, features, self)

@@ -77,9 +77,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         if isinstance(value, Mapping):
             flat.update(flatten(value, f"{prefix}{key}."))
         else:
-            flat[f"{prefix}{key}"] = (
-                value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            )
+            flat[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return flat
 
 
@@ -132,11 +130,16 @@ def labels(settings: Sequence[Mapping[str, str]], differing: Sequence[str]) -> l
     return [", ".join(text) or "otherwise" for text in texts]
 
 
-def _short(key: str, used: Sequence[str]) -> str:
-    """Return the group for a name or a class, else the last part of the key, or all if that is unclear."""
-    parts = [part for part in key.split(".") if part not in ("name", "_target_")] or [key]
-    clash = [other for other in used if other != key and parts[-1] in other.split(".")]
-    return ".".join(parts) if clash else parts[-1]
+def _short(key: str, used: Collection[str]) -> str:
+    """Return the last part of the key that says something, or all of it where another key has the same."""
+    alone = sum(_last(other) == _last(key) for other in used) == 1
+    return _last(key) if alone else key
+
+
+def _last(key: str) -> str:
+    """Return the group of a name or a class, otherwise the key's last part."""
+    parts = [part for part in key.split(".") if part not in ("name", "_target_")]
+    return parts[-1] if parts else key
 
 
 def _value(text: str, classes: Collection[str]) -> str:

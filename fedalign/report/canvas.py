@@ -12,9 +12,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-# Okabe and Ito's palette, told apart by most colour-blind readers.
-BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#9A5B95"
-PALETTE = (BLUE, ORANGE, GREEN, PURPLE)
+# Of Okabe and Ito's palette, told apart by most colour-blind readers.
+BLUE, ORANGE = "#0072B2", "#D55E00"
 INK, MUTED, GRID = "#24292f", "#6b7480", "#e3e7ec"
 _DPI = 144
 _LONGEST = 34

@@ -46,9 +46,7 @@ def compare(
     arms = group_runs(runs)
     counted = {run.directory for arm in arms for run in arm.runs.values()}
     repeated = [
-        (run.directory, "a later run has its settings and seed")
-        for run in runs
-        if run.directory not in counted
+        (run.directory, "a later run has its settings and seed") for run in runs if run.directory not in counted
     ]
     comparison = Comparison(
         arms=tuple(arms),

@@ -18,9 +18,7 @@ def compare_page(comparison: Comparison, plot: bytes) -> str:
         html.section("Plot", html.figure(plot, caption)),
         html.section("How the arms differ", _settings(comparison)),
         html.section("Every run", _runs(comparison)),
-        html.section(
-            "Left out", html.table(["run", "why"], [[str(p), why] for p, why in comparison.skipped])
-        ),
+        html.section("Left out", html.table(["run", "why"], [[str(p), why] for p, why in comparison.skipped])),
     ]
     return html.page("fedalign: comparison of runs", "".join(body))
 

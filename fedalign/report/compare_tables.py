@@ -53,9 +53,7 @@ def grids(comparison: Comparison) -> list[Grid]:
             for arm in comparison.arms
             if arm is not comparison.baseline
         )
-        title = (
-            f"Difference from {comparison.baseline.label}, paired by seed ± half of the {percent} interval"
-        )
+        title = f"Difference from {comparison.baseline.label}, paired by seed ± half of the {percent} interval"
         found.append(Grid(title, headers, differences))
     return found
 
@@ -109,10 +107,7 @@ def _aligned(grid: Grid) -> str:
     lines: Sequence[Sequence[str]] = [grid.headers, *grid.rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(grid.headers))]
     drawn = [
-        "  ".join(
-            t.rjust(w) if column else t.ljust(w)
-            for column, (t, w) in enumerate(zip(line, widths, strict=True))
-        )
+        "  ".join(t.rjust(w) if column else t.ljust(w) for column, (t, w) in enumerate(zip(line, widths, strict=True)))
         for line in lines
     ]
     return "\n".join([grid.title, *(line.rstrip() for line in drawn)]) + "\n"
@@ -120,8 +115,5 @@ def _aligned(grid: Grid) -> str:
 
 def _markdown(grid: Grid) -> str:
     lines = [grid.headers, ("---", *("---:" for _ in grid.headers[1:])), *grid.rows]
-    drawn = [
-        "| " + " | ".join(text.replace("|", "\\|").replace("\n", " ") for text in line) + " |"
-        for line in lines
-    ]
+    drawn = ["| " + " | ".join(text.replace("|", "\\|").replace("\n", " ") for text in line) + " |" for line in lines]
     return f"**{grid.title}**\n\n" + "\n".join(drawn) + "\n"

@@ -69,9 +69,7 @@ class Curves:
         if points is None:
             return None
         steps = sorted(points)
-        return Curve(
-            np.array(steps, dtype=np.int64), np.array([points[step] for step in steps], dtype=np.float64)
-        )
+        return Curve(np.array(steps, dtype=np.int64), np.array([points[step] for step in steps], dtype=np.float64))
 
     def extremes(self, name: str) -> tuple[Curve, Curve] | None:
         """Return the lowest and the highest group's value at every step, None when no group was recorded."""

@@ -28,9 +28,7 @@ def environment(seed: int) -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "versions": {package: _version(package) for package in PACKAGES},
         "git_sha": sha,
-        "git_dirty": None
-        if sha is None
-        else bool(_git(source, "status", "--porcelain", "--untracked-files=no")),
+        "git_dirty": None if sha is None else bool(_git(source, "status", "--porcelain", "--untracked-files=no")),
     }
 
 

@@ -9,9 +9,9 @@ from html import escape
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1f2328; --muted: #5b6571; --line: #dde2e8;
-  --card: #ffffff; --page: #f5f7f9; --accent: #0a63a8; --good: #13723a; --bad: #b3261e; }
+  --card: #ffffff; --page: #f5f7f9; --good: #13723a; --bad: #b3261e; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e9ed; --muted: #9aa5b1; --line: #343c46;
-  --card: #1d2229; --page: #14181d; --accent: #6cb6f2; --good: #5fd38d; --bad: #ff8a80; } }
+  --card: #1d2229; --page: #14181d; --good: #5fd38d; --bad: #ff8a80; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
@@ -72,8 +72,7 @@ def heading(title: str, note: str, status: str = "", good: bool = True) -> str:
 def tiles(values: Sequence[tuple[str, str]]) -> str:
     """Return (value, what it is) pairs as large numbers."""
     each = "".join(
-        f'<div class="tile"><b>{escape(value)}</b><span>{escape(what)}</span></div>\n'
-        for value, what in values
+        f'<div class="tile"><b>{escape(value)}</b><span>{escape(what)}</span></div>\n' for value, what in values
     )
     return f'<div class="tiles">\n{each}</div>\n' if each else ""
 

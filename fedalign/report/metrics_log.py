@@ -82,9 +82,7 @@ def read_metrics(path: Path) -> list[Metric]:
             metrics.append(from_line(line))
         except ValueError as error:
             if number < len(lines):
-                raise UserError(
-                    f"{path}: line {number} is not a metric ({error}); remove that line"
-                ) from error
+                raise UserError(f"{path}: line {number} is not a metric ({error}); remove that line") from error
     return metrics
 
 
@@ -101,9 +99,7 @@ def truncate_metrics(path: Path, after_phase: str, after_round: int, phase_order
     for phase in [after_phase, *(metric.phase for metric in metrics)]:
         if phase not in order:
             known = ", ".join(phase_order)
-            raise UserError(
-                f"{path}: phase {phase!r} is not one of this method's ({known}); resume with its method"
-            )
+            raise UserError(f"{path}: phase {phase!r} is not one of this method's ({known}); resume with its method")
     checkpoint = (order[after_phase], after_round)
     kept = [metric for metric in metrics if (order[metric.phase], metric.round) <= checkpoint]
     write_text_atomic(path, "".join(to_line(metric) + "\n" for metric in kept))

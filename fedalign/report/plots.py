@@ -54,9 +54,7 @@ def headline_plot(curves: Curves, stem: str) -> bytes | None:
         _line(ax, mean, colour, f"{label}: mean")
         span = curves.extremes(f"{population}/{stem}")
         if span is not None:
-            ax.fill_between(
-                span[0].steps, span[0].values, span[1].values, color=colour, alpha=0.10, linewidth=0
-            )
+            ax.fill_between(span[0].steps, span[0].values, span[1].values, color=colour, alpha=0.10, linewidth=0)
         worst = curves.get(f"{population}/{stem}_worst")
         if worst is None and span is not None:
             worst = span[0]
@@ -68,9 +66,7 @@ def headline_plot(curves: Curves, stem: str) -> bytes | None:
     return canvas.png(figure)
 
 
-def groups_plot(
-    metrics: Mapping[str, float], groups: Mapping[str, Mapping[str, float]], stem: str
-) -> bytes | None:
+def groups_plot(metrics: Mapping[str, float], groups: Mapping[str, Mapping[str, float]], stem: str) -> bytes | None:
     """Draw a bar for each group's final value, sorted, with each population's mean as a line."""
     bars = [
         (values[f"{population}/{stem}"], group, population)
@@ -90,9 +86,7 @@ def groups_plot(
         ax.barh(rows, [shown[row][0] for row in rows], height=0.7, color=colour, label=label)
         mean = metrics.get(f"{population}/{stem}")
         if mean is not None:
-            ax.axvline(
-                mean, color=colour, linewidth=1.4, linestyle="--", zorder=0.5, label=f"mean {mean:.3f}"
-            )
+            ax.axvline(mean, color=colour, linewidth=1.4, linestyle="--", zorder=0.5, label=f"mean {mean:.3f}")
     for row, bar in enumerate(shown):
         # In a column right of the axes, where a number never meets a bar or a mean line.
         ax.text(1.01, row, f"{bar[0]:.3f}", transform=ax.get_yaxis_transform(), va="center", fontsize=8.5)
@@ -106,7 +100,7 @@ def groups_plot(
 def loss_plot(curves: Curves) -> bytes | None:
     """Draw each phase's training loss in its own panel, since losses of different phases share no unit."""
     losses = [
-        (name if len(curves.phases) == 1 else f"{name}, phase {phase}", curve)
+        (phase, name, curve)
         for phase in curves.phases
         for name in curves.of_phase(phase).names()
         if name.startswith("train/") and name.endswith("loss") and (curve := curves.of_phase(phase).get(name))
@@ -114,9 +108,9 @@ def loss_plot(curves: Curves) -> bytes | None:
     if not losses:
         return None
     figure, axes = canvas.panels(len(losses), width=max(8.0, 4.0 * len(losses)), height=3.0)
-    for ax, (name, curve) in zip(axes, losses, strict=True):
+    for ax, (phase, name, curve) in zip(axes, losses, strict=True):
         _line(ax, curve, canvas.BLUE, name)
-        canvas.title(ax, _words(name.removeprefix("train/")) + " in training")
+        canvas.title(ax, f"{_words(name.removeprefix('train/'))} in training, phase {phase}")
         canvas.round_axis(ax, [])
     return canvas.png(figure)
 
@@ -132,9 +126,7 @@ def fairness_plot(curves: Curves) -> bytes | None:
         for population, curve in by_population.items():
             label, colour = POPULATIONS[population]
             _line(ax, curve, colour, label)
-        canvas.title(
-            ax, f"{_words(measure)} ({'higher' if measure == 'fairness_index' else 'lower'} is fairer)"
-        )
+        canvas.title(ax, f"{_words(measure)} ({'higher' if measure == 'fairness_index' else 'lower'} is fairer)")
         canvas.round_axis(ax, list(curves.phases.values()))
     canvas.legend(axes[0])
     return canvas.png(figure)
@@ -143,9 +135,7 @@ def fairness_plot(curves: Curves) -> bytes | None:
 def _over_rounds(curves: Curves, stem: str) -> dict[str, Curve]:
     """Return each population's curve of a metric, where it was measured more than once."""
     found = {population: curves.get(f"{population}/{stem}") for population in POPULATIONS}
-    return {
-        population: curve for population, curve in found.items() if curve is not None and len(curve.steps) > 1
-    }
+    return {population: curve for population, curve in found.items() if curve is not None and len(curve.steps) > 1}
 
 
 def _line(ax: Axes, curve: Curve, colour: str, label: str, *, dashed: bool = False) -> None:

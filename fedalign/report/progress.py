@@ -110,7 +110,4 @@ def _rounds_done(plan: Sequence[PhasePlan], resumed_after: tuple[str, int] | Non
         return [0] * len(plan)
     names = [phase.name for phase in plan]
     current = names.index(resumed_after[0])
-    return [
-        phase.rounds if i < current else resumed_after[1] if i == current else 0
-        for i, phase in enumerate(plan)
-    ]
+    return [phase.rounds if i < current else resumed_after[1] if i == current else 0 for i, phase in enumerate(plan)]

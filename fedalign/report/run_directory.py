@@ -38,13 +38,9 @@ class RunDirectory:
             path.mkdir(parents=True, exist_ok=True)
             occupied = any(path.iterdir())
         except OSError as error:
-            raise UserError(
-                f"output={path}: cannot make the directory ({error.strerror}); choose another"
-            ) from error
+            raise UserError(f"output={path}: cannot make the directory ({error.strerror}); choose another") from error
         if occupied:
-            raise UserError(
-                f"output={path}: the directory is not empty; choose another, or go on with resume={path}"
-            )
+            raise UserError(f"output={path}: the directory is not empty; choose another, or go on with resume={path}")
         return cls(path)
 
     @classmethod
@@ -60,9 +56,7 @@ class RunDirectory:
             raise UserError(f"{path}: no such directory; give the directory of a run")
         directory = cls(path)
         if not directory.config_file.is_file():
-            raise UserError(
-                f"{path}: not a run directory (no config.yaml); give the directory that holds one"
-            )
+            raise UserError(f"{path}: not a run directory (no config.yaml); give the directory that holds one")
         return directory
 
     @property
@@ -158,9 +152,7 @@ class RunDirectory:
             If the run has not ended (no summary.json), or the file is broken.
         """
         if not self.summary_file.exists():
-            raise UserError(
-                f"{self.path}: no summary.json, the run has not ended; go on with resume={self.path}"
-            )
+            raise UserError(f"{self.path}: no summary.json, the run has not ended; go on with resume={self.path}")
         return Summary.from_json(_read_json(self.summary_file), str(self.summary_file))
 
     def read_metrics(self) -> list[Metric]:

@@ -77,8 +77,7 @@ def _metrics(summary: Summary) -> str:
     populations = [population for population in ("initial", "train", "test", "unseen") if population in found]
     stems = list(dict.fromkeys(name.partition("/")[2] for name in summary.metrics))
     rows = [
-        [stem, *(_value(summary.metrics.get(f"{population}/{stem}")) for population in populations)]
-        for stem in stems
+        [stem, *(_value(summary.metrics.get(f"{population}/{stem}")) for population in populations)] for stem in stems
     ]
     return html.table(["metric", *populations], rows)
 
@@ -123,9 +122,7 @@ def _costs(summary: Summary) -> str:
 def _origin(config: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
     settings = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
     machine = yaml.safe_dump(dict(environment), sort_keys=False, allow_unicode=True)
-    return html.folded("Configuration", settings) + (
-        html.folded("Environment", machine) if environment else ""
-    )
+    return html.folded("Configuration", settings) + (html.folded("Environment", machine) if environment else "")
 
 
 def _value(value: float | None) -> html.Cell:

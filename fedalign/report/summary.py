@@ -102,14 +102,10 @@ class Summary:
     def __post_init__(self) -> None:
         """Check what types cannot say."""
         if (self.status == "failed") != (self.reason is not None):
-            raise UserError(
-                f"summary: status {self.status!r} with reason {self.reason!r}; only a failed run has one"
-            )
+            raise UserError(f"summary: status {self.status!r} with reason {self.reason!r}; only a failed run has one")
         missing = [key for key in PRIVACY_KEYS if self.privacy is not None and key not in self.privacy]
         if missing:
-            raise UserError(
-                f"summary: privacy lacks {', '.join(missing)}; a guarantee names all of its terms"
-            )
+            raise UserError(f"summary: privacy lacks {', '.join(missing)}; a guarantee names all of its terms")
         for name, value in _numbers(dataclasses.asdict(self), "summary"):
             if not math.isfinite(value):
                 raise UserError(f"{name} is {value}; a result must be a finite number, or left out")

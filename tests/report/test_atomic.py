@@ -23,9 +23,7 @@ def test_a_number_that_json_lacks_leaves_the_old_file(tmp_path: Path) -> None:
     assert '"x": 1' in target.read_text()
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_part(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_leaves_the_old_file_and_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "a.bin"
     write_bytes_atomic(target, b"old")
 

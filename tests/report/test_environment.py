@@ -11,9 +11,7 @@ from fedalign.report.environment import environment, git_sha
 
 def git(directory: Path, *arguments: str) -> str:
     identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-    done = subprocess.run(
-        ["git", *identity, *arguments], cwd=directory, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run(["git", *identity, *arguments], cwd=directory, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 

@@ -81,9 +81,7 @@ def test_a_wrong_type_is_named() -> None:
         Summary.from_json(content, "summary.json")
 
 
-def metric(
-    name: str, value: float, round: int, scope: str, group: str | None = None, phase: str = "a"
-) -> Metric:
+def metric(name: str, value: float, round: int, scope: str, group: str | None = None, phase: str = "a") -> Metric:
     return Metric(phase, round, scope, group, name, value, 1.0)  # type: ignore[arg-type]
 
 

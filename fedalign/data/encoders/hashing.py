@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -66,12 +67,11 @@ class HashingEncoder(Encoder):
                 vectors[row, index] += sign
             progress(1)
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-        unit: npt.NDArray[np.float32] = vectors / np.where(norms > 0.0, norms, np.float32(1.0))
-        return unit
+        return (vectors / np.where(norms > 0.0, norms, 1.0)).astype(np.float32)
 
     def _features(self, text: str) -> list[str]:
         words = re.findall(r"\w+", text.casefold())
-        pairs = [f"{left} {right}" for left, right in zip(words, words[1:], strict=False)] if self.word_pairs else []
+        pairs = [f"{left} {right}" for left, right in itertools.pairwise(words)] if self.word_pairs else []
         return words + pairs
 
 

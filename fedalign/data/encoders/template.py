@@ -21,14 +21,18 @@ def check_template(template: str) -> None:
         If braces do not match, a field is unknown, or neither ``{option}`` nor ``{letter}`` is there.
     """
     try:
-        named = [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
+        parts = [part for part in string.Formatter().parse(template) if part[1] is not None]
     except ValueError as error:
         raise UserError(f"encoder.template={template!r}: {error}; write a literal brace twice") from None
-    for field in named:
+    for _, field, spec, conversion in parts:
         if field not in FIELDS:
-            raise UserError(f"encoder.template: unknown field {{{field}}}{suggest(field, FIELDS)}")
-    if "option" not in named and "letter" not in named:
-        raise UserError(f"encoder.template={template!r}: names neither {{option}} nor {{letter}}, so all options look alike")
+            raise UserError(f"encoder.template: unknown field {{{field}}}{suggest(str(field), FIELDS)}")
+        if spec or conversion:
+            raise UserError(f"encoder.template: {{{field}}} takes no format; write it without ':' or '!'")
+    if not {"option", "letter"} & {field for _, field, _, _ in parts}:
+        raise UserError(
+            f"encoder.template={template!r}: names neither {{option}} nor {{letter}}, so all options look alike"
+        )
 
 
 def fill(template: str, question: Question) -> list[str]:

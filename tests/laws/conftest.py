@@ -1,0 +1,65 @@
+"""A tiny world for the laws: seconds a run, and small enough to be checked by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from fedalign.contribution import State
+from fedalign.run import Result, start
+
+TINY = (
+    "data.groups=6",
+    "data.questions=50",
+    "data.world_seed=7",
+    "partition.unseen=2",
+    "partition.min_questions=8",
+    "encoder.size=32",
+    "model.width=16",
+    "model.layers=1",
+    "model.heads=2",
+    "method.local.steps=2",
+    "method.episode.min_questions=3",
+    "method.episode.max_questions=8",
+    "method.evaluation.draws=1",
+    "method.evaluation.context_questions=5",
+    "federation.rounds=5",
+    "federation.evaluate_every=5",
+    "federation.checkpoint_every=2",
+)
+
+Runner = Callable[..., Result]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDALIGN_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Runner:
+    """Run the tiny world under more overrides, in a directory of the given name."""
+
+    def runner(name: str, *overrides: str) -> Result:
+        baseline = "method=uniform" in overrides or "method=question_mean" in overrides
+        known = [o for o in TINY if not (baseline and o.startswith(("method.local", "method.episode")))]
+        return start([*known, *overrides, f"output={tmp_path / name}"])
+
+    return runner
+
+
+def final_state(result: Result) -> State:
+    """Return the final state of a run's last phase."""
+    return load_file(result.directory / "model" / "gpo.safetensors")
+
+
+def residuals(one: State, other: State) -> tuple[float, float]:
+    """Return the largest absolute and the absolute mean difference over all tensors."""
+    assert one.keys() == other.keys()
+    differences = [(one[name].double() - other[name].double()).flatten() for name in one]
+    largest = max(float(d.abs().max()) for d in differences if d.numel())
+    count = sum(d.numel() for d in differences)
+    return largest, abs(sum(float(d.sum()) for d in differences) / count)

@@ -1,0 +1,49 @@
+"""Law 2: the same configuration and seed give the same state on every engine, and on any layout of nodes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from flwr.app import Context, RecordDict
+from flwr.serverapp import ServerApp
+
+from fedalign.engines.in_process import InProcess, InProcessGrid
+from fedalign.federation.client_app import make_client_app
+from fedalign.federation.site import OpenSite
+
+from .conftest import Runner, final_state, residuals
+
+TOLERANCE = 1e-6
+
+
+def test_flower_simulation_agrees_with_in_process(run: Runner) -> None:
+    largest, mean = residuals(final_state(run("in_process")), final_state(run("flower", "engine=flower")))
+    assert largest <= TOLERANCE
+    assert mean <= TOLERANCE
+
+
+def test_one_node_a_client_agrees_with_one_node_for_all(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    together = final_state(run("together", "federation/sampler=fraction"))
+
+    def many_nodes(engine: InProcess, server: ServerApp, open_site: OpenSite, clients: int, path: Path) -> None:
+        # Node ids in falling order: neither ids nor the order of replies may matter.
+        contexts = {
+            1000 - place: Context(1, 1000 - place, {"partition-id": place}, RecordDict(), {}) for place in range(clients)
+        }
+        server(InProcessGrid(make_client_app(open_site, path), contexts), Context(1, 0, {}, RecordDict(), {}))
+
+    monkeypatch.setattr(InProcess, "run", many_nodes)
+    monkeypatch.setattr(InProcess, "nodes", lambda engine, clients: clients)
+    largest, mean = residuals(together, final_state(run("apart", "federation/sampler=fraction")))
+    assert largest <= TOLERANCE
+    assert mean <= TOLERANCE
+
+
+def test_one_seed_is_one_run_and_another_is_not(run: Runner) -> None:
+    first = run("first", "method.prior=none")
+    again = run("again", "method.prior=none")
+    other = run("other", "seed=1", "method.prior=none")
+    assert residuals(final_state(first), final_state(again)) == (0.0, 0.0)
+    assert first.summary.metrics == again.summary.metrics
+    assert residuals(final_state(first), final_state(other))[0] > 1e-3
