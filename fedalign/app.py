@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
@@ -16,4 +18,4 @@ server = ServerApp()
 @server.main()
 def main(grid: Grid, context: Context) -> None:
     """Run what the run configuration's ``overrides`` say on Flower's grid."""
-    start_on_grid(grid, context, str(context.run_config.get("overrides", "")).split())
+    start_on_grid(grid, context, shlex.split(str(context.run_config.get("overrides", ""))))

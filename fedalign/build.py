@@ -78,9 +78,10 @@ def _target(path: Any, expected: type, key: str) -> type:
 def _value(value: Any, hint: Any, key: str) -> Any:
     """Return one field's value: a nested object, or a leaf checked by pydantic."""
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    absent = value is None and type(None) in options
+    if value is None and type(None) in options:
+        return None
     for option in options:
-        if isinstance(option, type) and _is_node_type(option) and not absent:
+        if isinstance(option, type) and _is_node_type(option):
             return build(value, option, key)
     try:
         # As JSON, whose strict mode takes a list for a tuple but neither true nor "1" for the number 1.

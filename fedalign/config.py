@@ -129,8 +129,8 @@ def options() -> dict[str, dict[str, str]]:
     for path in sorted(root.rglob("*.yaml")):
         group = path.parent.relative_to(root).as_posix()
         if group != ".":
-            first = path.read_text().splitlines()[0]
-            found.setdefault(group, {})[path.stem] = first.removeprefix("#").strip()
+            comments = (line for line in path.read_text().splitlines() if not line.startswith("# @package"))
+            found.setdefault(group, {})[path.stem] = next(comments).removeprefix("#").strip()
     return found
 
 

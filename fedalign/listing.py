@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from fedalign.config import options
@@ -32,5 +33,5 @@ def show_options(console: Console, group: str | None) -> None:
     for name, choices in found.items():
         table = Table(title=name, title_justify="left", show_header=False, box=None, padding=(0, 2))
         for choice, description in choices.items():
-            table.add_row(choice, description)
+            table.add_row(escape(choice), escape(description))
         console.print(table)

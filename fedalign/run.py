@@ -217,9 +217,10 @@ def _summarise(
     count = outcome.counters.get
     updates, rounds = int(count("client_updates", 0)), int(count("rounds", 0))
     compute, training = count("update_s", 0.0), count("train_s", 0.0)
+    total = seconds + count("earlier_s", 0.0)
     timing = Timing(
-        total_s=seconds,
-        per_round_s=seconds / max(1, rounds),
+        total_s=total,
+        per_round_s=total / max(1, rounds),
         client_updates=updates,
         per_client_update_ms=1e3 * compute / max(1, updates),
         engine_overhead_ms=1e3 * max(0.0, training - compute) / max(1, updates),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from fedalign.config import expand, parse, resolve
@@ -88,6 +89,6 @@ def show_predictions(console: Console, predictions: Sequence[Prediction]) -> Non
     table.add_column("share", justify="right")
     for prediction in predictions:
         for place, (option, share) in enumerate(zip(prediction.options, prediction.shares, strict=True)):
-            table.add_row(prediction.question if place == 0 else "", option, f"{share:.3f}")
+            table.add_row(escape(prediction.question) if place == 0 else "", escape(option), f"{share:.3f}")
         table.add_section()
     console.print(table)

@@ -24,7 +24,7 @@ import fedalign
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "conf").rglob("*.yaml"))
-PROGRAMS = ("scripts/setup", "scripts/run", "scripts/test", ".ci/run")
+PROGRAMS = [".ci/run", *(f"scripts/{path.name}" for path in sorted((ROOT / "scripts").iterdir()) if not path.suffix)]
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +88,10 @@ def test_what_the_code_imports_is_declared(project):
             assert names & declared, f"{path}: {module} is not declared"
 
 
+def test_there_are_programs():
+    assert {"scripts/setup", "scripts/run", "scripts/test"} < set(PROGRAMS)
+
+
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_programs_are_executable_bash(program):
     path = ROOT / program
@@ -102,7 +106,8 @@ def test_there_are_configs():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT / "conf")))
 def test_config_describes_itself_and_every_value(path):
-    lines = path.read_text().splitlines()
+    # Hydra wants its own header, where there is one, before everything else.
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("# @package ")]
     assert re.match(r"# \S", lines[0]), "the first line is what `fedalign list` shows"
     for above, line in itertools.pairwise(lines):
         if key := re.match(r"\s*([A-Za-z]\w*): *[^ #]", line):

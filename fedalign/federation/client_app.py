@@ -116,7 +116,8 @@ def _add_up(clients: Iterable[str], work: Work) -> RecordDict:
     """Do the work for every client and return the sum with a report; one that fails is left out and named."""
     running, only = RunningTotal(), None
     failures: list[tuple[str, str]] = []
-    updates, sent, seconds = 0, 0, 0.0
+    done: list[str] = []
+    sent, seconds = 0, 0.0
     for client in clients:
         start = time.perf_counter()
         try:
@@ -127,9 +128,9 @@ def _add_up(clients: Iterable[str], work: Work) -> RecordDict:
             continue
         seconds += time.perf_counter() - start
         sent += payload_bytes(contribution.tensors) + 8 * len(contribution.scalars)
-        updates += 1
+        done.append(client)
         # A single reply keeps its own precision: as float64 it would be twice as long and no more exact.
-        if updates == 1:
+        if len(done) == 1:
             only = contribution
             continue
         if only is not None:
@@ -137,7 +138,7 @@ def _add_up(clients: Iterable[str], work: Work) -> RecordDict:
             only = None
         running.add(contribution)
     content = encode_contribution(only if only is not None else running.value())
-    content[REPORT] = NodeReport(updates, seconds, sent, tuple(failures)).to_record()
+    content[REPORT] = NodeReport(tuple(done), seconds, sent, tuple(failures)).to_record()
     return content
 
 

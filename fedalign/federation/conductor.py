@@ -97,7 +97,8 @@ class Outcome:
     ----------
     artefacts : dict from phase name to State
     counters : dict from str to float
-        ``rounds``, ``client_updates``, ``update_s``, ``train_s``, ``down_bytes``, ``up_bytes``.
+        ``rounds``, ``client_updates``, ``update_s``, ``train_s``, ``down_bytes``, ``up_bytes``, and after a resume
+        ``earlier_s``: the time that the run had taken before.
     """
 
     artefacts: dict[str, State] = field(default_factory=dict)
@@ -111,6 +112,7 @@ class Conductor:
         self.job, self.grid = job, grid
         self.outcome = Outcome()
         self._best: float | None = None
+        self._began = time.perf_counter()
         self._selection: float | None = None
 
     def run(self) -> Outcome:
@@ -133,6 +135,7 @@ class Conductor:
         if start is not None:
             self.outcome.artefacts.update(start.artefacts)
             self.outcome.counters.update(start.counters)
+            self.outcome.counters["earlier_s"] = start.counters["elapsed_s"]
             self._best = start.best
             if start.memories:
                 self._restore_memories(start)
@@ -216,9 +219,10 @@ class Conductor:
             self.outcome.counters[key] = self.outcome.counters.get(key, 0.0) + value
 
     def _snapshot(self, strategy: SumStrategy, state: State, number: int, memories: bool = False) -> Checkpoint:
+        elapsed = self.outcome.counters.get("earlier_s", 0.0) + time.perf_counter() - self._began
         return Checkpoint(
             self.job.method, strategy.index, number, state, strategy.optimizer.moments,
-            dict(self.outcome.artefacts), dict(self.outcome.counters), self._best, memories,
+            dict(self.outcome.artefacts), {**self.outcome.counters, "elapsed_s": elapsed}, self._best, memories,
         )  # fmt: skip
 
     def _keep_best(self, strategy: SumStrategy, state: State, number: int) -> None:

@@ -52,8 +52,8 @@ class NodeReport:
 
     Parameters
     ----------
-    updates : int
-        Clients that contributed.
+    clients : tuple of str
+        Those that contributed, in the order they were asked.
     seconds : float
         Time spent in the phase's own code.
     sent_bytes : int
@@ -61,7 +61,7 @@ class NodeReport:
     failures : tuple of (client, reason)
     """
 
-    updates: int
+    clients: tuple[str, ...]
     seconds: float
     sent_bytes: int
     failures: tuple[tuple[str, str], ...] = ()
@@ -75,4 +75,4 @@ class NodeReport:
         """Read the report of a reply's content."""
         fields = json.loads(str(content.config_records[REPORT]["json"]))
         failures = tuple((client, reason) for client, reason in fields["failures"])
-        return NodeReport(fields["updates"], fields["seconds"], fields["sent_bytes"], failures)
+        return NodeReport(tuple(fields["clients"]), fields["seconds"], fields["sent_bytes"], failures)

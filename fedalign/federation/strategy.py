@@ -173,20 +173,21 @@ class SumStrategy(Strategy):
         return messages
 
     def _read(self, replies: Iterable[Message], what: str) -> list[Contribution]:
-        """Return the contributions in the directory's order, whatever order the replies came in."""
-        order = {node: place for place, node in enumerate(self.directory.by_node(list(self.directory.node_of)))}
+        """Return the contributions in the order of their clients, whatever node they came from and when."""
+        clients = [*self.directory.training, *self.directory.unseen]
+        order = {client: place for place, client in enumerate(clients)}
         good = []
         for reply in replies:
             if reply.has_error():
                 self.tally.reasons.append(str(reply.error.reason))
                 continue
             report = NodeReport.of(reply.content)
-            self.tally.updates += report.updates
+            self.tally.updates += len(report.clients)
             self.tally.seconds += report.seconds
             self.tally.sent_bytes += report.sent_bytes
             self.tally.reasons.extend(f"{client}: {reason}" for client, reason in report.failures)
-            if report.updates:
-                good.append((order[reply.metadata.src_node_id], decode_contribution(reply.content)))
+            if report.clients:
+                good.append((order[report.clients[0]], decode_contribution(reply.content)))
         if self.tally.asked and not good:
             reason = self.tally.reasons[0].strip() if self.tally.reasons else "no reply in time"
             raise RunFailed(f"every client failed in {what}; the first said: {reason}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -86,7 +86,7 @@ class GPONetwork(nn.Module):
     def __init__(self, inputs: int, features: int, settings: GPOModel) -> None:
         super().__init__()
         width, layers, heads, feedforward = settings.width, settings.layers, settings.heads, settings.feedforward
-        self.features = features if settings.scale_features else 0
+        self.features, self.input_scale = features, settings.input_scale
         sizes = [inputs] + [width] * settings.embed_depth
         linears = [nn.Linear(a, b) for a, b in itertools.pairwise(sizes)]
         self.embedder = nn.Sequential(*[m for linear in linears for m in (linear, nn.ReLU())][:-1])
@@ -107,15 +107,18 @@ class GPONetwork(nn.Module):
         -------
         tuple of Tensor, each of shape (points - n_context,)
         """
-        if self.features:
-            # Encoders return vectors of length 1, whose entries are far smaller than shares: bring them to scale.
-            scaled = F.rms_norm(tokens[:, : self.features], (self.features,))
-            tokens = torch.cat([scaled, tokens[:, self.features :]], 1)
-        x = self.embedder(tokens)
+        x = self.embedder(self._scaled(tokens))
         for block in self.blocks:
             x = block(x, n_context)
         mean, log_std = self.head(x[n_context:]).unbind(-1)
         return mean, log_std
+
+    def _scaled(self, tokens: Tensor) -> Tensor:
+        if self.input_scale == "raw":
+            return tokens
+        features, others = tokens[:, : self.features], tokens[:, self.features :]
+        factor = self.features**0.5 if self.input_scale == "all" else 1.0
+        return torch.cat([F.rms_norm(features, (self.features,)), others * factor], 1)
 
 
 @dataclass(frozen=True)
@@ -128,8 +131,10 @@ class GPOModel(ModelSpec):
         Of the transformer.
     embed_depth : int
         Linear layers of the token embedder.
-    scale_features : bool
-        Bring every feature vector to a root mean square of 1; the released code takes it as the encoder gives it.
+    input_scale : {"raw", "features", "all"}
+        ``raw`` takes inputs as they come, as the released code does. ``features`` brings every feature vector to a
+        root mean square of 1, about what a language model's hidden states have; sentence encoders return unit
+        vectors, whose entries are far smaller. ``all`` also brings share and prior to the length of that vector.
 
     Raises
     ------
@@ -142,7 +147,7 @@ class GPOModel(ModelSpec):
     heads: Annotated[int, Field(ge=1)]
     feedforward: Annotated[int, Field(ge=1)]
     embed_depth: Annotated[int, Field(ge=1)]
-    scale_features: bool
+    input_scale: Literal["raw", "features", "all"]
 
     def __post_init__(self) -> None:
         """Check that the heads share the width evenly."""

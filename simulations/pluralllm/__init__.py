@@ -1,0 +1,1 @@
+"""PluralLLM's experiment: federated, centralised and local training against honest baselines."""

@@ -18,6 +18,7 @@ from fedalign.rng import Streams
 Make = Callable[..., Any]
 Write = Callable[[str, Sequence[dict[str, Any]]], Path]
 
+ALL_RULES = {"whitespace": True, "totals": True, "refusals": True, "missing": True, "min_mass": 0.5}
 OPTIONS = "['Very good', 'Bad', 'DK/Refused']"
 
 
@@ -37,7 +38,8 @@ def publish(tmp_path: Path) -> Callable[..., Path]:
 
 
 def load(make: Make, path: Path | None, **changes: Any) -> Survey:
-    source = make("data/global_opinions", path=None if path is None else str(path), **changes)
+    keys = {"path": None if path is None else str(path), "cleaning": ALL_RULES, **changes}
+    source = make("data/global_opinions", **keys)
     survey: Survey = source.load(Streams(0))
     return survey
 
@@ -156,7 +158,7 @@ def test_the_hub_out_of_reach_ends_in_one_line(make: Make, monkeypatch: pytest.M
 @pytest.mark.data
 def test_the_real_part(make: Make, real_data: Callable[[str], Path]) -> None:
     path = real_data("global_opinion_qa/global_opinion_qa_part.jsonl.gz")
-    off = {"whitespace": False, "totals": False, "refusals": False, "missing": False, "min_mass": 0.5}
+    off = dict.fromkeys(ALL_RULES, False) | {"min_mass": 0.5}
     raw, clean = load(make, path, cleaning=off), load(make, path)
     assert raw.dropped == {}
     assert sum(len(own) for own in raw.answers.values()) == 10_416

@@ -63,7 +63,8 @@ class SentenceTransformersEncoder(Encoder):
     @property
     def dim(self) -> int:
         """Length of a vector; loads the model."""
-        return int(self._model.get_sentence_embedding_dimension())
+        # The method that tells it has another name in every other version of the library.
+        return int(self._model.encode(["a"], show_progress_bar=False).shape[-1])
 
     @functools.cached_property
     def fingerprint(self) -> str:

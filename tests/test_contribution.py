@@ -1,0 +1,114 @@
+"""The algebra of named sums: adding, scaling, clipping, and the weighted mean of client deltas."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedalign.contribution import Contribution, mean_delta, total, weighted_delta
+
+SEEDS = st.integers(0, 10_000)
+
+
+def draw(seed: int) -> Contribution:
+    generator = np.random.default_rng(seed)
+    tensors = {
+        name: torch.tensor(generator.normal(scale=10.0 ** generator.integers(-2, 3), size=shape), dtype=torch.float32)
+        for name, shape in (("delta/a", (3, 2)), ("delta/b", (4,)), ("statistic", ()))
+    }
+    return Contribution(tensors, {"weight": float(generator.random()) + 0.1, "n": float(generator.integers(1, 9))})
+
+
+def flat(contribution: Contribution) -> np.ndarray:
+    return np.concatenate([np.asarray(t, dtype=np.float64).ravel() for t in contribution.tensors.values()])
+
+
+def test_a_name_that_one_addend_lacks_counts_as_zero() -> None:
+    one = Contribution({"a": torch.ones(2)}, {"n": 1.0})
+    other = Contribution({"b": torch.ones(3)}, {"m": 2.0, "n": 0.5})
+    summed = one + other
+    assert {name: tensor.tolist() for name, tensor in summed.tensors.items()} == {"a": [1, 1], "b": [1, 1, 1]}
+    assert summed.scalars == {"n": 1.5, "m": 2.0}
+
+
+def test_nothing_adds_up_to_nothing() -> None:
+    assert total([]) == Contribution()
+
+
+def test_counts_add_up_as_integers_would() -> None:
+    big = 2**40
+    summed = total([Contribution({"histogram": torch.tensor([big, 1])}) for _ in range(3)])
+    assert summed.tensors["histogram"].tolist() == [3 * big, 3]
+
+
+def test_shapes_that_do_not_fit_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"delta/w: shape \(3,\) does not add to \(2,\)"):
+        total([Contribution({"delta/w": torch.ones(2)}), Contribution({"delta/w": torch.ones(3)})])
+
+
+@given(seed=SEEDS, factor=st.floats(-10, 10))
+def test_scaling_multiplies_tensors_and_scalars(seed: int, factor: float) -> None:
+    one = draw(seed)
+    scaled = one.scale(factor)
+    np.testing.assert_allclose(flat(scaled), factor * flat(one), rtol=1e-6, atol=1e-12)
+    assert scaled.scalars == {name: factor * value for name, value in one.scalars.items()}
+
+
+@given(seed=SEEDS)
+def test_the_norm_is_that_of_all_tensors_laid_end_to_end(seed: int) -> None:
+    one = draw(seed)
+    assert one.norm() == pytest.approx(np.linalg.norm(flat(one)), rel=1e-12)
+
+
+def test_the_norm_does_not_overflow_in_half_precision() -> None:
+    halves = Contribution({"a": torch.full((4,), 60_000.0, dtype=torch.float16)}, {"weight": 1e9})
+    assert halves.norm() == pytest.approx(2 * float(torch.tensor(60_000.0, dtype=torch.float16)))
+
+
+@given(seed=SEEDS, bound=st.floats(1e-3, 1e3))
+def test_clipping_shortens_and_never_turns(seed: int, bound: float) -> None:
+    one = draw(seed)
+    clipped = one.clip(bound)
+    shrink = min(1.0, bound / float(np.linalg.norm(flat(one))))
+    np.testing.assert_allclose(flat(clipped), shrink * flat(one), rtol=1e-5)
+    assert clipped.norm() <= bound * (1 + 1e-5)
+    assert clipped.scalars == one.scalars
+
+
+def test_what_is_short_enough_is_not_touched() -> None:
+    one = Contribution({"a": torch.tensor([3.0, 4.0])})
+    assert one.clip(5.0) is one
+
+
+@given(seed=SEEDS, weights=st.lists(st.floats(0.01, 100), min_size=1, max_size=6))
+def test_the_mean_delta_moves_to_the_weighted_mean_of_the_clients(seed: int, weights: list[float]) -> None:
+    generator = np.random.default_rng(seed)
+    before = {"w": torch.tensor(generator.normal(size=(2, 3)))}
+    clients = [{"w": torch.tensor(generator.normal(size=(2, 3)))} for _ in weights]
+    replies = [weighted_delta(before, after, weight) for after, weight in zip(clients, weights, strict=True)]
+    moved = before["w"] + mean_delta(total(replies))["w"]
+    expected = np.average([after["w"].numpy() for after in clients], axis=0, weights=weights)
+    np.testing.assert_allclose(moved.numpy(), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_delta_leaves_the_weights_it_was_made_from_alone() -> None:
+    before, after = {"w": torch.ones(2)}, {"w": torch.full((2,), 3.0)}
+    weighted_delta(before, after, 2.0)
+    assert before["w"].tolist() == [1, 1]
+    assert after["w"].tolist() == [3, 3]
+
+
+def test_only_deltas_are_averaged() -> None:
+    summed = Contribution({"delta/w": torch.tensor([6.0]), "histogram": torch.tensor([9.0])}, {"weight": 3.0})
+    assert {name: tensor.tolist() for name, tensor in mean_delta(summed).items()} == {"w": [2.0]}
+
+
+@pytest.mark.parametrize("scalars", [{}, {"weight": 0.0}, {"weight": -1.0}, {"weight": math.nan}])
+def test_a_round_without_weight_is_an_error(scalars: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="must be positive"):
+        mean_delta(Contribution({"delta/w": torch.ones(1)}, scalars))
