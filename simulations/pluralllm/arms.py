@@ -49,6 +49,8 @@ def common(data: str, rounds: int) -> list[str]:
         "model=gpo",
         f"federation.rounds={rounds}",
         "federation.checkpoint_every=1000",
+        "method.evaluation.draws=3",
+        "method.evaluation.train=false",
     ]
 
 
@@ -85,7 +87,13 @@ FAIR = (
 
 # The released code's settings. Sentence vectors are brought to the scale of a language model's hidden states, which
 # is what that code embeds with; the learning rate was chosen for those.
-_FAITHFUL = ("encoder=minilm", "model.input_scale=features", "method.evaluation.draws=5", "federation.evaluate_every=5")
+_FAITHFUL = (
+    "encoder=minilm",
+    "model.input_scale=features",
+    "method.evaluation.draws=3",
+    "method.evaluation.train=false",
+    "federation.evaluate_every=5",
+)
 
 FAITHFUL = (
     Arm(

@@ -62,7 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", required=True, help="GlobalOpinionQA: the published CSV or a JSON Lines file")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, one thread each")
     parser.add_argument("--output", type=Path, default=Path("outputs/simulations/pluralllm"))
     parser.add_argument("--results", type=Path, help="where the table and the plot go (default: the output)")

@@ -120,7 +120,11 @@ def test_periods_of_evaluation_and_saving_are_kept(run: Runner) -> None:
     from fedalign.report.metrics_log import read_metrics
 
     result = run("often", "federation.evaluate_every=2")
-    measured = {m.round for m in read_metrics(result.directory / "metrics.jsonl") if m.phase == "gpo" and m.scope != "train" and m.name == "unseen/alignment_score"}
+    measured = {
+        m.round
+        for m in read_metrics(result.directory / "metrics.jsonl")
+        if m.phase == "gpo" and m.scope != "train" and m.name == "unseen/alignment_score"
+    }
     assert measured == {0, 2, 4, 5}
     saved = {path.name for path in Path(result.directory / "checkpoints" / "clients").iterdir()}
     assert saved == {"1-4", "1-5"}

@@ -29,7 +29,8 @@ def test_one_node_a_client_agrees_with_one_node_for_all(run: Runner, monkeypatch
     def many_nodes(engine: InProcess, server: ServerApp, open_site: OpenSite, clients: int, path: Path) -> None:
         # Node ids in falling order: neither ids nor the order of replies may matter.
         contexts = {
-            1000 - place: Context(1, 1000 - place, {"partition-id": place}, RecordDict(), {}) for place in range(clients)
+            1000 - place: Context(1, 1000 - place, {"partition-id": place}, RecordDict(), {})
+            for place in range(clients)
         }
         server(InProcessGrid(make_client_app(open_site, path), contexts), Context(1, 0, {}, RecordDict(), {}))
 

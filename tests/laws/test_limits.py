@@ -9,8 +9,8 @@ import torch
 
 from fedalign.config import parse, resolve, to_json
 from fedalign.contribution import mean_delta
-from fedalign.metrics.record import MetricSum
 from fedalign.methods.pluralllm import GPOPhase, PluralLLM
+from fedalign.metrics.record import MetricSum
 from fedalign.objectives.gpo_nll import gpo_nll
 from fedalign.rng import Streams
 from fedalign.site import open_site, setting

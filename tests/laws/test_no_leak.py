@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedalign.config import parse, resolve, to_json
+from fedalign.config import resolve, to_json
 from fedalign.contribution import State, total
 from fedalign.data.schema import GroupJudgments, Role, SurveyShard
 from fedalign.federation.site import Site

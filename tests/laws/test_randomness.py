@@ -46,8 +46,9 @@ def test_neighbouring_names_do_not_run_together() -> None:
 def test_streams_are_the_same_in_another_process() -> None:
     code = "from fedalign.rng import Streams; print(Streams(5, 'gpo', 3, 'Nigeria').integer('episodes'))"
     outputs = {
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": h})
-        .stdout.strip()
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": h}
+        ).stdout.strip()
         for h in ("1", "2")
     }
     assert outputs == {str(Streams(5, "gpo", 3, "Nigeria").integer("episodes"))}
