@@ -64,8 +64,7 @@ def start(overrides: Sequence[str]) -> Result:
     """
     resolved = resolve(overrides)
     config = parse(resolved)
-    # Bad data must be found before anything is written, and before an engine is started.
-    clients = len(open_site(to_json(resolved), {}).data.clients)
+    clients = _checked_clients(resolved)
     directory = _prepare(resolved, config)
     return _conduct(directory, resolved, config, config.engine.nodes(clients), _engine(directory, config, clients))
 
@@ -83,7 +82,7 @@ def resume(path: Path) -> Result:
     config = parse(resolved)
     phases = config.method.phases(setting(config))
     checkpoint = Checkpoint.load(directory.checkpoints, NEWEST, config.method.name)
-    clients = len(open_site(to_json(resolved), {}).data.clients)
+    clients = _checked_clients(resolved)
     names = [phase.name for phase in phases]
     directory.truncate_metrics(names[checkpoint.phase], checkpoint.round, names)
     nodes, carry = config.engine.nodes(clients), _engine(directory, config, clients)
@@ -107,6 +106,14 @@ def start_on_grid(grid: Grid, context: Context, overrides: Sequence[str]) -> Non
     directory = _prepare(resolved, config)
     nodes = int(context.run_config.get("nodes", 0))
     _conduct(directory, resolved, config, nodes, lambda server: server(grid, context))
+
+
+def _checked_clients(resolved: Resolved) -> int:
+    """Return how many clients there are; bad data are found here, before anything is written or started."""
+    site = open_site(to_json(resolved), {})
+    names = [client.name for client in site.data.clients]
+    site.check(names)
+    return len(names)
 
 
 def _prepare(resolved: Resolved, config: RunConfig) -> RunDirectory:

@@ -1,4 +1,4 @@
-"""What survey data look like: questions that all may know, answers that only their group's site holds, and a client's shard."""
+"""What survey data look like: public questions, private answers, and a client's encoded shard."""
 
 from __future__ import annotations
 

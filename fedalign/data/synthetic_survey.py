@@ -65,6 +65,7 @@ class SyntheticSurvey(SurveySource):
     groups: Annotated[int, Field(ge=1)]
     questions: Annotated[int, Field(ge=1, le=10_000)]
     factors: Annotated[int, Field(ge=1)]
+    blocs: Annotated[int, Field(ge=1)]
     question_effect: Annotated[float, Field(ge=0.0)]
     group_effect: Annotated[float, Field(ge=0.0)]
     sharpness: Annotated[float, Field(ge=0.0)]
@@ -86,14 +87,13 @@ class SyntheticSurvey(SurveySource):
         world = streams if self.world_seed is None else Streams(seed=self.world_seed)
         loadings = self._loadings(world.numpy("synthetic_survey/words"))
         items = self._items(loadings, world.numpy("synthetic_survey/questions"))
-        shared = world.numpy("synthetic_survey/taste").standard_normal(self.factors)
-        # A fixed length, so that every world is equally far from uniform.
-        shared *= np.sqrt(self.factors) / np.linalg.norm(shared)
-        answers = {
-            name: group
-            for g in range(self.groups)
-            if (group := self._answers(items, shared, world.at(client=(name := f"group-{g + 1:02d}"))))
-        }
+        tastes = world.numpy("synthetic_survey/taste")
+        shared = _direction(self.factors, tastes)
+        blocs = [_direction(self.factors, tastes) for _ in range(self.blocs)]
+        answers: dict[str, dict[str, Distribution]] = {}
+        for g in range(self.groups):
+            name = f"group-{g + 1:02d}"
+            answers[name] = self._answers(items, shared, blocs[g % self.blocs], world.at(client=name))
         asked = {question_id for group in answers.values() for question_id in group}
         if not asked:
             raise UserError(
@@ -104,7 +104,7 @@ class SyntheticSurvey(SurveySource):
     def _loadings(self, rng: np.random.Generator) -> dict[str, _Array]:
         loadings = {}
         for words in THEMES:
-            theme = rng.standard_normal(self.factors)
+            theme = _direction(self.factors, rng)
             loadings.update({word: theme + 0.5 * rng.standard_normal(self.factors) for word in words})
         return loadings
 
@@ -115,9 +115,9 @@ class SyntheticSurvey(SurveySource):
             items.setdefault(item.id, item)
         return list(items.values())
 
-    def _answers(self, items: list[_Item], shared: _Array, here: Streams) -> dict[str, Distribution]:
+    def _answers(self, items: list[_Item], shared: _Array, bloc: _Array, here: Streams) -> dict[str, Distribution]:
         rng = here.numpy("synthetic_survey/group")
-        own = rng.standard_normal(self.factors)
+        own = np.sqrt(0.75) * bloc + np.sqrt(0.25) * _direction(self.factors, rng)
         taste = (shared + self.group_effect * own) / np.sqrt(self.factors)
         missing = rng.uniform(0.0, 2.0 * self.missing_fraction)
         answers: dict[str, Distribution] = {}
@@ -160,6 +160,13 @@ def _pick(loadings: dict[str, _Array], rng: np.random.Generator) -> _Item:
     words = [THEMES[i][int(rng.integers(len(THEMES[i])))] for i in themes]
     question = Question(template, tuple(word.capitalize() for word in words))
     return _Item(question.id, question, np.stack([loadings[word] for word in words]), rng.standard_normal(len(words)))
+
+
+def _direction(factors: int, rng: np.random.Generator) -> _Array:
+    """Return a random direction, shape (factors,), of length sqrt(factors), so that worlds differ in kind, not size."""
+    vector = rng.standard_normal(factors)
+    direction: _Array = vector * np.sqrt(factors) / np.linalg.norm(vector)
+    return direction
 
 
 def _softmax(logits: _Array) -> Distribution:

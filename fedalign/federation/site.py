@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,6 +38,18 @@ class Site:
     threads: int
     phases: Sequence[Phase[Any]]
     data: FederatedData
+
+    def check(self, clients: Iterable[str]) -> None:
+        """Refuse clients whose data a phase cannot work on.
+
+        Raises
+        ------
+        UserError
+            Naming the client's trouble and the fix.
+        """
+        for client in clients:
+            for phase in self.phases:
+                phase.check(self.data.shard(client))
 
 
 class OpenSite(Protocol):

@@ -67,6 +67,15 @@ class Phase(ABC, Generic[ShardT]):
     needs: Needs = Needs.SUM
     participation: Participation = Participation.SAMPLED
 
+    def check(self, shard: ShardT) -> None:
+        """Refuse a shard that the phase cannot work on, before the run starts; by default any will do.
+
+        Raises
+        ------
+        UserError
+            Naming the setting, the client's size and the fix.
+        """
+
     @abstractmethod
     def initial(self, streams: Streams, artefacts: Artefacts) -> State:
         """Return the state before the first round; on the server."""

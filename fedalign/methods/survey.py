@@ -14,6 +14,7 @@ from torch import Tensor
 from fedalign.contribution import Contribution, State
 from fedalign.data.schema import GroupJudgments, Role, SurveyShard
 from fedalign.errors import UserError
+from fedalign.errors import UserError
 from fedalign.methods.base import Method, Phase
 from fedalign.metrics.alignment import jensen_shannon_distance
 from fedalign.metrics.fairness import fairness
@@ -75,6 +76,16 @@ class SurveyPhase(Phase[SurveyShard]):
     """A phase whose state predicts a group's answers from a few of them."""
 
     evaluation: Evaluation
+
+    def check(self, shard: SurveyShard) -> None:
+        """Refuse a group that has no question left to predict once the context is drawn."""
+        context = self.evaluation.context_questions
+        for judgments in shard.groups:
+            if len(judgments.train) <= context:
+                raise UserError(
+                    f"method.evaluation.context_questions={context}: group {judgments.group!r} has "
+                    f"{len(judgments.train)} questions, fewer than context + 1; lower it or leave the group out"
+                )
 
     @abstractmethod
     def predict(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -40,7 +41,7 @@ def tasks(arms: Sequence[Arm], data: str, rounds: int, seeds: int, output: Path)
 
 
 def execute(task: Task) -> None:
-    """Run one task in a process of its own with one thread; a finished run is kept.
+    """Run one task in a process of its own with one thread; a finished run is kept, a broken one is replaced.
 
     Raises
     ------
@@ -49,6 +50,8 @@ def execute(task: Task) -> None:
     """
     if (task.directory / "model" / "model.json").is_file():
         return
+    # What an interrupted experiment left half done is done again.
+    shutil.rmtree(task.directory, ignore_errors=True)
     command = [sys.executable, "-m", "fedalign.cli", "run", *task.overrides, f"output={task.directory}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
@@ -68,7 +71,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="where the table and the plot go (default: the output)")
     given = parser.parse_args()
     arms = [*FAIR, *FAITHFUL]
-    todo = tasks(arms, str(Path(given.data).resolve()), given.rounds, given.seeds, given.output)
+    data = str(Path(given.data).resolve())
+    todo = [task for part in (FAIR, FAITHFUL) for task in tasks(part, data, given.rounds, given.seeds, given.output)]
     # The first run fills the cache of embeddings; the others find it.
     execute(todo[0])
     with concurrent.futures.ThreadPoolExecutor(given.jobs) as pool:

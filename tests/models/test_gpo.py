@@ -176,5 +176,5 @@ def test_attention_is_a_softmax_over_the_context() -> None:
 
 
 def test_heads_must_share_the_width() -> None:
-    with pytest.raises(UserError, match="model.heads=5 does not divide model.width=12"):
+    with pytest.raises(UserError, match=r"model\.heads=5 does not divide model.width=12"):
         small(heads=5)

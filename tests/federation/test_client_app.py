@@ -1,0 +1,196 @@
+"""The client app, asked message by message: sums, reports, memory, and clients that fail."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from flwr.app import Message, RecordDict
+from torch import Tensor
+
+from fedalign.contribution import Contribution, State
+from fedalign.engines.in_process import InProcessGrid
+from fedalign.federation.client_app import make_client_app
+from fedalign.federation.messages import (
+    DESCRIBE,
+    EVALUATE,
+    INSTRUCTION,
+    REPORT,
+    RESTORE,
+    SAVE,
+    STATE,
+    TRAIN,
+    Instruction,
+    NodeReport,
+)
+from fedalign.federation.records import decode_contribution, encode_tensors
+from fedalign.federation.site import load_memory
+from fedalign.methods.base import Memory
+from fedalign.metrics.record import MetricSum, decode
+from fedalign.rng import Streams
+
+from .toy import VECTORS, WEIGHTS, Halfway, grid_of, node, opener
+
+START = {"w": torch.tensor([1.0, -1.0], dtype=torch.float64)}
+
+
+def ask(
+    grid: InProcessGrid, kind: str, clients: Sequence[str] = (), round: int = 1, state: State | None = None
+) -> Message:
+    """Send one order to the grid's first node and return its reply."""
+    content = RecordDict({INSTRUCTION: Instruction("{}", 0, round, tuple(clients)).to_record()})
+    if kind in (TRAIN, EVALUATE):
+        content[STATE] = encode_tensors(START if state is None else state)
+    (number,) = list(grid.get_node_ids())[:1]
+    (reply,) = grid.send_and_receive([grid.create_message(content, kind, number, str(round))])
+    return reply
+
+
+def delta_of(*clients: str) -> Tensor:
+    moves = [WEIGHTS[c] * (torch.tensor(VECTORS[c], dtype=torch.float64) - START["w"]) / 2 for c in clients]
+    return torch.stack(moves).sum(0)
+
+
+def test_training_adds_the_clients_up() -> None:
+    phase = Halfway()
+    reply = ask(grid_of(opener([phase])), TRAIN, ["bob", "cid", "ada"], round=7)
+    contribution = decode_contribution(reply.content)
+    torch.testing.assert_close(contribution.tensors["delta/w"], delta_of("bob", "cid", "ada"))
+    assert contribution.scalars["weight"] == 3.5
+    assert decode(contribution.scalars) == [MetricSum("train/rounds", c, 1.0, 1.0) for c in ("ada", "bob", "cid")]
+    report = NodeReport.of(reply.content)
+    assert report.clients == ("bob", "cid", "ada")
+    assert report.failures == ()
+    assert report.seconds > 0
+    assert phase.streams == [Streams(5, "halfway", 7, client) for client in ("bob", "cid", "ada")]
+
+
+def test_bytes_are_counted_as_if_every_client_sent_its_own() -> None:
+    grid = grid_of(opener([Halfway()]))
+    one = NodeReport.of(ask(grid, TRAIN, ["ada"]).content).sent_bytes
+    three = NodeReport.of(ask(grid, TRAIN, ["ada", "bob", "cid"]).content).sent_bytes
+    assert one == 2 * 8 + 3 * 8
+    assert three == 3 * one
+
+
+@pytest.mark.parametrize("failing", ["ada", "bob", "cid"])
+def test_a_client_that_fails_is_left_out_and_named(failing: str) -> None:
+    others = [client for client in ("ada", "bob", "cid") if client != failing]
+    reply = ask(grid_of(opener([Halfway(failing=[failing])])), TRAIN, ["ada", "bob", "cid"])
+    torch.testing.assert_close(decode_contribution(reply.content).tensors["delta/w"], delta_of(*others))
+    report = NodeReport.of(reply.content)
+    assert report.clients == tuple(others)
+    assert report.failures == ((failing, f"ValueError: {failing} has no power"),)
+
+
+def test_when_all_fail_nothing_is_contributed() -> None:
+    reply = ask(grid_of(opener([Halfway(failing=["ada", "bob"])])), TRAIN, ["ada", "bob"])
+    assert decode_contribution(reply.content) == Contribution()
+    report = NodeReport.of(reply.content)
+    assert report.clients == ()
+    assert [client for client, _ in report.failures] == ["ada", "bob"]
+
+
+def test_evaluation_of_a_failing_client_is_left_out_too() -> None:
+    reply = ask(grid_of(opener([Halfway(failing=["ada"])])), EVALUATE, ["ada", "uma"])
+    assert [item.group for item in decode(decode_contribution(reply.content).scalars)] == ["uma"]
+    assert NodeReport.of(reply.content).failures[0][0] == "ada"
+
+
+def test_memory_lasts_from_round_to_round_and_dies_with_a_failure() -> None:
+    phase, context = Halfway(), node(1)
+    grid = grid_of(opener([phase]), context)
+    for number in (1, 2):
+        ask(grid, TRAIN, ["ada", "bob"], number)
+    assert {c: load_memory(context, "halfway", c) for c in ("ada", "bob")} == {
+        "ada": {"rounds": torch.tensor(2.0)},
+        "bob": {"rounds": torch.tensor(2.0)},
+    }
+    phase.failing = ["ada"]
+    ask(grid, TRAIN, ["ada", "bob"], 3)
+    assert load_memory(context, "halfway", "ada") == {}
+    assert load_memory(context, "halfway", "bob") == {"rounds": torch.tensor(3.0)}
+
+
+def test_evaluation_keeps_nothing() -> None:
+    context = node(1)
+    ask(grid_of(opener([Halfway()]), context), EVALUATE, ["ada"])
+    assert not context.state.array_records
+
+
+class Narrow(Halfway):
+    """Replies in single precision."""
+
+    def local(self, state: State, shard: tuple[str, Tensor], streams: Streams, memory: Memory) -> Contribution:
+        return Contribution({"x": torch.full((2,), 0.1)}, {"weight": 1.0})
+
+
+def test_a_single_reply_keeps_its_precision_and_a_sum_is_double() -> None:
+    grid = grid_of(opener([Narrow()]))
+    single = decode_contribution(ask(grid, TRAIN, ["ada"]).content).tensors["x"]
+    both = decode_contribution(ask(grid, TRAIN, ["ada", "bob"]).content).tensors["x"]
+    assert (single.dtype, both.dtype) == (torch.float32, torch.float64)
+    assert torch.equal(both, 2 * single.double())
+
+
+@pytest.mark.parametrize(
+    ("node_config", "names"),
+    [
+        ({}, ["ada", "bob", "cid", "dee", "uma"]),
+        ({"partition-id": 1}, ["bob"]),
+        ({"partition-id": 4}, ["uma"]),
+        ({"partition-id": 1, "data-path": "here.jsonl"}, ["ada", "bob", "cid", "dee", "uma"]),
+    ],
+)
+def test_a_node_says_whom_it_hosts(node_config: dict[str, object], names: list[str]) -> None:
+    reply = ask(grid_of(opener([Halfway()]), node(1, **node_config)), DESCRIBE)
+    described = json.loads(str(reply.content.config_records[REPORT]["clients"]))
+    assert described == [[name, "unseen" if name == "uma" else "train"] for name in names]
+
+
+def answer(grid: InProcessGrid, kind: str, round: int) -> tuple[bool, bool]:
+    record = ask(grid, kind, round=round).content.config_records[REPORT]
+    return bool(record["done"]), bool(record["kept"])
+
+
+@pytest.mark.parametrize("configured", ["argument", "node"])
+def test_memories_are_saved_and_restored_on_request(tmp_path: Path, configured: str) -> None:
+    state_path = tmp_path if configured == "argument" else None
+    node_config = {} if configured == "argument" else {"state-path": str(tmp_path)}
+    app = make_client_app(opener([Halfway()]), state_path)
+    before, after = node(1, **node_config), node(2, **node_config)
+    first, second = InProcessGrid(app, {1: before}), InProcessGrid(app, {2: after})
+    assert answer(first, SAVE, 1) == (True, False)
+    ask(first, TRAIN, ["ada"])
+    assert answer(first, SAVE, 2) == (True, True)
+    assert answer(second, RESTORE, 3) == (False, False)
+    assert answer(second, RESTORE, 2) == (True, True)
+    assert load_memory(after, "halfway", "ada") == {"rounds": torch.tensor(1.0)}
+
+
+def test_a_node_without_a_place_for_memories_says_so() -> None:
+    grid = grid_of(opener([Halfway()]))
+    ask(grid, TRAIN, ["ada"])
+    assert answer(grid, SAVE, 1) == (False, True)
+    assert answer(grid, RESTORE, 1) == (False, False)
+
+
+def test_a_node_that_cannot_open_its_site_replies_with_an_error() -> None:
+    reply = ask(grid_of(opener([Halfway()]), node(1, broken=True)), TRAIN, ["ada"])
+    assert reply.has_error()
+    assert "no data here" in str(reply.error.reason)
+
+
+def test_threads_of_the_site_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[int] = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    grid = grid_of(opener([Halfway()]))
+    ask(grid, TRAIN, ["ada"])
+    assert chosen == []
+    monkeypatch.setattr(torch, "get_num_threads", iter([3, 1]).__next__)
+    ask(grid, TRAIN, ["ada"])
+    assert chosen == [3]
