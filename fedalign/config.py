@@ -158,7 +158,18 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
     missing = re.search(r"Missing mandatory value: (\S+)", text)
     if missing:
         return f"missing key {missing[1]}; set it"
-    return f"cannot read {' '.join(overrides)}: {' '.join(text.split())}"
+    return f"cannot read {_culprit(overrides)}: {' '.join(text.split())}"
+
+
+def _culprit(overrides: Sequence[str]) -> str:
+    """Return the override that cannot be parsed even by itself, or all of them."""
+    parser = OverridesParser.create()
+    for override in overrides:
+        try:
+            parser.parse_override(override)
+        except (HydraException, OverrideParseException):
+            return override
+    return " ".join(overrides)
 
 
 def _known_keys(overrides: Sequence[str]) -> list[str]:

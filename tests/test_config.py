@@ -77,6 +77,10 @@ def test_every_mistake_is_one_line(override: str, message: str) -> None:
     assert message in refused(override)
 
 
+def test_of_many_overrides_the_one_that_cannot_be_read_is_named() -> None:
+    assert refused("seed=1", "name=a(", "federation.rounds=2").startswith("cannot read name=a(: ")
+
+
 def test_keys_of_the_chosen_option_are_suggested() -> None:
     assert "did you mean 'federation.sampler.rate'?" in refused(
         "federation/sampler=poisson", "federation.sampler.rat=1"

@@ -1,15 +1,15 @@
 """A survey that the project makes itself, so that everything runs without a network and without anybody's data.
 
-The world is a small latent-factor model. Every topic word has a loading vector; a question's topic direction is
-the mean of its words' loadings. An option's direction is its grade times the topic direction (graded questions) or
-its own words' loadings (questions that ask to pick a topic). With ``a`` the taste that all groups share, ``b_g`` the
-group's own taste, ``v_qo`` the option's direction and ``e_qo`` a question effect that no text tells,
+The world is a small latent-factor model. Every theme has a direction, and its words lie near it. An option's
+direction is its grade times the mean of the question's words (graded questions) or its own word's (questions that ask
+to pick a topic). With ``a`` the taste that all groups share, ``b_g`` the group's own taste, which lies near that of
+its bloc, ``v_qo`` the option's direction and ``e_qo`` a question effect that no text tells,
 
     share_g(q, o) = softmax_o( sharpness * ( <a + group_effect * b_g, v_qo> + question_effect * e_qo ) ),
 
-counted over a finite number of respondents. So texts carry information (words recur across questions), a group's
-answers to some questions tell about its answers to others (the same ``b_g``), and knowing what other groups answered
-to the same question tells something that no text does (``e_qo``).
+counted over a finite number of respondents. So texts carry information (words and themes recur across questions), a
+group's answers to some questions tell about its answers to others (the same ``b_g``), groups have something to learn
+from each other (blocs), and what others answered to the same question tells something that no text does (``e_qo``).
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ class SyntheticSurvey(SurveySource):
         How many groups and how many questions.
     factors : int
         Dimension of the latent taste space.
+    blocs : int
+        Group i belongs to bloc i modulo this; three quarters of the variance of a group's own taste is its bloc's.
     question_effect : float
         Size of the part of a question's answers that all groups share and no text tells.
     group_effect : float

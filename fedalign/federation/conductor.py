@@ -203,9 +203,10 @@ class Conductor:
         """Turn sums into means by group and values over groups."""
         name = strategy.phase.name
         by_group = [Metric(name, number, scope, s.group, s.name, s.total / s.n, s.n) for s in sums]
-        groups = float(len({item.group for item in sums}))
         overall = strategy.phase.summarise(sums) if sums else {}
-        return by_group + [Metric(name, number, scope, None, key, v, groups) for key, v in overall.items()]
+        return by_group + [
+            Metric(name, number, scope, None, key, v, float(_groups(sums, key))) for key, v in overall.items()
+        ]
 
     def _report(
         self, strategy: SumStrategy, number: int, trained: Tally, seconds: float, metrics: list[Metric]
@@ -262,3 +263,9 @@ class Conductor:
         if broken:
             raise RunFailed(f"{what} failed on {len(broken)} nodes; the first said: {broken[0].strip()}")
         return [reply.content.config_records[REPORT] for reply in replies]
+
+
+def _groups(sums: Sequence[MetricSum], name: str) -> int:
+    """Return how many groups the population of a metric has; populations come first in its name."""
+    population = name.partition("/")[0]
+    return len({item.group for item in sums if item.name.partition("/")[0] == population})

@@ -22,17 +22,24 @@ _TENSORS, _SCALARS, _NAMES = "tensors", "scalars", "names"
 class TensorArray(Array):
     """A Flower array that keeps its tensor and serialises it only when its bytes are read.
 
-    Inside one process a state or a contribution then passes by reference. Whoever receives a tensor this
-    way must not change it in place.
+    Inside one process a state or a contribution then passes by reference. Neither who gives nor who receives a
+    tensor this way may change it in place while the other still uses it.
     """
 
+    stype = "numpy.ndarray"
+
     def __init__(self, tensor: Tensor) -> None:
-        self.__dict__.update(
-            _tensor=tensor,
-            dtype=str(tensor.dtype).removeprefix("torch."),
-            shape=tuple(tensor.shape),
-            stype="numpy.ndarray",
-        )
+        self.__dict__["_tensor"] = tensor
+
+    @property
+    def dtype(self) -> str:  # type: ignore[override]
+        """Name of the dtype, as NumPy writes it."""
+        return str(self.tensor.dtype).removeprefix("torch.")
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        """Shape of the tensor."""
+        return tuple(self.tensor.shape)
 
     @property
     def data(self) -> bytes:  # type: ignore[override]

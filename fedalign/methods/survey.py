@@ -14,7 +14,6 @@ from torch import Tensor
 from fedalign.contribution import Contribution, State
 from fedalign.data.schema import GroupJudgments, Role, SurveyShard
 from fedalign.errors import UserError
-from fedalign.errors import UserError
 from fedalign.methods.base import Method, Phase
 from fedalign.metrics.alignment import jensen_shannon_distance
 from fedalign.metrics.fairness import fairness
@@ -78,13 +77,22 @@ class SurveyPhase(Phase[SurveyShard]):
     evaluation: Evaluation
 
     def check(self, shard: SurveyShard) -> None:
-        """Refuse a group that has no question left to predict once the context is drawn."""
+        """Refuse an unseen group that the context leaves nothing of to predict, and a training group of one question.
+
+        A training group smaller than the context, as mixed partitions make them, is scored on held-out questions only.
+        """
         context = self.evaluation.context_questions
         for judgments in shard.groups:
-            if len(judgments.train) <= context:
+            questions = len(judgments.train)
+            if shard.role is Role.UNSEEN and questions <= context:
                 raise UserError(
                     f"method.evaluation.context_questions={context}: group {judgments.group!r} has "
-                    f"{len(judgments.train)} questions, fewer than context + 1; lower it or leave the group out"
+                    f"{questions} questions, fewer than context + 1; lower it or leave the group out"
+                )
+            if questions < 2:
+                raise UserError(
+                    f"client {shard.client!r}: group {judgments.group!r} has {questions} training questions; "
+                    "one to see and one to predict are needed: raise partition.min_questions"
                 )
 
     @abstractmethod
@@ -126,11 +134,6 @@ class SurveyPhase(Phase[SurveyShard]):
             order = judgments.train[torch.randperm(len(judgments.train), generator=generator)]
             context, rest = order[:size], order[size:]
             if role is Role.UNSEEN:
-                if not len(rest):
-                    raise UserError(
-                        f"method.evaluation.context_questions={size}: group {judgments.group!r} has only "
-                        f"{len(order)} questions, which leaves none to predict; lower it"
-                    )
                 yield "unseen", context, rest.sort().values
                 continue
             if len(judgments.test):

@@ -109,6 +109,18 @@ def spread(survey: Survey) -> float:
     return float(np.mean([np.std([own[question] for own in groups], axis=0).mean() for question in groups[0]]))
 
 
+def test_groups_of_one_bloc_are_nearer(make: Make) -> None:
+    groups = list(draw(make, groups=12, blocs=3, missing_fraction=0.0, respondents=None).answers.values())
+
+    def distance(i: int, j: int) -> float:
+        return float(np.mean([np.abs(groups[i][question] - groups[j][question]).mean() for question in groups[0]]))
+
+    pairs = [(i, j) for i in range(12) for j in range(i)]
+    within = np.mean([distance(i, j) for i, j in pairs if (i - j) % 3 == 0])
+    between = np.mean([distance(i, j) for i, j in pairs if (i - j) % 3 != 0])
+    assert within < 0.8 * between
+
+
 def test_question_effect_is_what_no_text_tells(make: Make) -> None:
     """Without it, two graded questions on the same words and scale have the same answers; with it they differ."""
 

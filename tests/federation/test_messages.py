@@ -23,8 +23,6 @@ def test_an_instruction(instruction: Instruction) -> None:
     sent=COUNT,
     failures=st.lists(st.tuples(TEXT, TEXT), max_size=3).map(tuple),
 )
-def test_a_report(
-    clients: tuple[str, ...], seconds: float, sent: int, failures: tuple[tuple[str, str], ...]
-) -> None:
+def test_a_report(clients: tuple[str, ...], seconds: float, sent: int, failures: tuple[tuple[str, str], ...]) -> None:
     report = NodeReport(clients, seconds, sent, failures)
     assert NodeReport.of(RecordDict({REPORT: report.to_record()})) == report

@@ -11,6 +11,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
@@ -52,15 +53,19 @@ def through_pickle(content: RecordDict) -> RecordDict:
 def through_objects(content: RecordDict) -> RecordDict:
     """Take the records apart and put them together as a SuperLink and its nodes do."""
     wire = {name: part.deflate() for name, part in get_all_nested_objects(content).items()}
-    from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-
     inflated = inflate_object_from_contents(content.object_id, wire)
     assert isinstance(inflated, RecordDict)
     return inflated
 
 
-WAYS: list[Callable[[RecordDict], RecordDict]] = [lambda content: content, through_protobuf, through_pickle, through_objects]
-EVERY_WAY = pytest.mark.parametrize("way", WAYS, ids=["reference", "protobuf", "pickle", "objects"])
+Way = Callable[[RecordDict], RecordDict]
+WAYS: dict[str, Way] = {
+    "reference": lambda content: content,
+    "protobuf": through_protobuf,
+    "pickle": through_pickle,
+    "objects": through_objects,
+}
+EVERY_WAY = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
 
 
 @st.composite
@@ -86,22 +91,20 @@ def assert_same(one: Contribution, other: Contribution) -> None:
 
 @EVERY_WAY
 @given(contribution=CONTRIBUTIONS)
-def test_a_contribution_arrives_as_it_left(way: Callable[[RecordDict], RecordDict], contribution: Contribution) -> None:
+def test_a_contribution_arrives_as_it_left(way: Way, contribution: Contribution) -> None:
     assert_same(contribution, decode_contribution(way(encode_contribution(contribution))))
 
 
 @EVERY_WAY
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 0, 3), (2, 3)])
-def test_every_kind_of_tensor_arrives(
-    way: Callable[[RecordDict], RecordDict], dtype: torch.dtype, shape: tuple[int, ...]
-) -> None:
+def test_every_kind_of_tensor_arrives(way: Way, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     tensor = torch.randint(0, 2, shape, generator=torch.Generator().manual_seed(0)).to(dtype)
     assert_same(Contribution({"x": tensor}), decode_contribution(way(encode_contribution(Contribution({"x": tensor})))))
 
 
 @EVERY_WAY
-def test_every_bit_of_bfloat16_arrives(way: Callable[[RecordDict], RecordDict]) -> None:
+def test_every_bit_of_bfloat16_arrives(way: Way) -> None:
     every = torch.arange(-(2**15), 2**15).to(torch.int16).view(torch.bfloat16)
     arrived = decode_contribution(way(encode_contribution(Contribution({"x": every})))).tensors["x"]
     assert arrived.dtype == torch.bfloat16
@@ -138,7 +141,8 @@ def test_across_processes_it_is_a_plain_flower_array() -> None:
 
 
 def test_what_arrives_may_be_written_to() -> None:
-    arrived = decode_tensors(through_protobuf(RecordDict({"r": encode_tensors({"x": torch.ones(2)})})).array_records["r"])
+    sent = RecordDict({"r": encode_tensors({"x": torch.ones(2)})})
+    arrived = decode_tensors(through_protobuf(sent).array_records["r"])
     arrived["x"].add_(1)
     assert arrived["x"].tolist() == [2.0, 2.0]
 

@@ -30,14 +30,16 @@ def cohorts(sampler: Sampler, number: int, clients: list[str] | None = None) -> 
     ),
     seed=st.integers(0, 999),
 )
-def test_a_cohort_is_a_part_of_the_clients_in_their_order_and_follows_from_the_seed(sampler: Sampler, seed: int) -> None:
+def test_a_cohort_keeps_the_order_of_clients_and_follows_from_the_seed(sampler: Sampler, seed: int) -> None:
     cohort = sampler.sample(CLIENTS, np.random.default_rng(seed))
     assert cohort == [client for client in CLIENTS if client in set(cohort)]
     assert len(set(cohort)) == len(cohort)
     assert cohort == sampler.sample(CLIENTS, np.random.default_rng(seed))
 
 
-@pytest.mark.parametrize(("fraction", "clients", "size"), [(1.0, 7, 7), (0.5, 4, 2), (0.25, 10, 2), (0.01, 5, 1), (0.3, 1, 1)])
+@pytest.mark.parametrize(
+    ("fraction", "clients", "size"), [(1.0, 7, 7), (0.5, 4, 2), (0.25, 10, 2), (0.01, 5, 1), (0.3, 1, 1)]
+)
 def test_a_fraction_is_rounded_and_never_empty(fraction: float, clients: int, size: int) -> None:
     drawn = cohorts(FractionSampler(fraction), 20, CLIENTS[:clients])
     assert {len(cohort) for cohort in drawn} == {size}

@@ -77,7 +77,8 @@ def test_steps_are_taken_in_double_precision_and_rounded_once() -> None:
     np.testing.assert_array_equal(got, weights)
 
 
-SPECS = [FedAvg(1.0), FedAvgM(1.0, 0.9), FedAdaptive("adam", 0.1, 0.9, 0.99, 0.01), FedAdaptive("yogi", 0.1, 0.9, 0.99, 0.01)]
+ADAPTIVE = [FedAdaptive(rule, 0.1, 0.9, 0.99, 0.01) for rule in ("adam", "yogi")]
+SPECS: list[ServerOptimizerSpec] = [FedAvg(1.0), FedAvgM(1.0, 0.9), *ADAPTIVE]
 
 
 @pytest.mark.parametrize("spec", SPECS)

@@ -25,6 +25,7 @@ from fedalign.metrics.record import MetricSum
 
 from .toy import VECTORS, WEIGHTS, Halfway, after_a_round, grid_of, node, one_client_a_node, opener
 
+AMOUNTS = {"ada": 1e16, "bob": 3.0, "cid": -1e16, "dee": 5.0}
 START = torch.tensor([0.1, -0.3], dtype=torch.float64)
 NODES = 5
 
@@ -85,10 +86,8 @@ def test_the_order_in_which_nodes_were_found_does_not_matter() -> None:
 class Ordered(Halfway):
     """Steps by a number that changes with the order of the additions and of the single replies."""
 
-    AMOUNTS = {"ada": 1e16, "bob": 3.0, "cid": -1e16, "dee": 5.0}
-
     def local(self, state: State, shard: tuple[str, Tensor], streams: object, memory: object) -> Contribution:
-        return Contribution({"x": torch.tensor([self.AMOUNTS[shard[0]]], dtype=torch.float64)}, {"weight": 1.0})
+        return Contribution({"x": torch.tensor([AMOUNTS[shard[0]]], dtype=torch.float64)}, {"weight": 1.0})
 
     def update(self, state: State, total: Contribution, optimizer: ServerOptimizer) -> State:
         return {"w": total.tensors["x"]}

@@ -12,7 +12,9 @@ from fedalign.data.schema import GroupJudgments, Role, SurveyShard
 FEATURES = 6
 
 
-def group(name: str, sizes: Sequence[int], seed: int, test: int = 0, ids: Sequence[str] | None = None) -> GroupJudgments:
+def group(
+    name: str, sizes: Sequence[int], seed: int, test: int = 0, ids: Sequence[str] | None = None
+) -> GroupJudgments:
     """Return a group that answered one question a size; the last ``test`` questions are held out."""
     generator = np.random.default_rng(seed)
     shares = np.concatenate([generator.dirichlet(np.ones(size)) for size in sizes])

@@ -141,10 +141,18 @@ def test_a_training_group_too_small_for_the_context_is_scored_on_its_test_questi
     assert [s.name for s in sums] == ["test/alignment_score"]
 
 
-def test_an_unseen_group_too_small_for_the_context_is_an_error_that_names_it() -> None:
+def test_an_unseen_group_must_leave_something_to_predict() -> None:
     client = shard(group("Malta", SIZES, 4), role=Role.UNSEEN)
-    with pytest.raises(UserError, match=r"context_questions=8: group 'Malta' has only 8 questions"):
-        FirstContext(context=8).evaluate({}, client, Streams(0))
+    FirstContext(context=7).check(client)
+    with pytest.raises(UserError, match=r"context_questions=8: group 'Malta' has 8 questions, fewer than context \+ 1"):
+        FirstContext(context=8).check(client)
+
+
+def test_a_training_group_needs_one_question_to_see_and_one_to_predict() -> None:
+    phase = FirstContext(context=8)
+    phase.check(shard(group("g", [2, 2, 2], 0, test=1)))
+    with pytest.raises(UserError, match="client 'both': group 'h' has 1 training questions"):
+        phase.check(shard(group("g", SIZES, 0), group("h", [2, 2], 0, test=1), client="both"))
 
 
 def test_values_over_groups() -> None:

@@ -1,0 +1,213 @@
+"""One run, top to bottom: what it leaves behind when it ends well, badly, or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import Context, RecordDict
+from safetensors.torch import load_file
+
+from fedalign import run
+from fedalign.config import resolve
+from fedalign.engines.in_process import InProcess, InProcessGrid
+from fedalign.errors import RunFailed, UserError
+from fedalign.federation.client_app import make_client_app
+from fedalign.federation.conductor import Conductor
+from fedalign.methods.pluralllm import GPOPhase
+from fedalign.model_files import load_model
+from fedalign.report.run_directory import RunDirectory
+from fedalign.run import resume, start, start_on_grid
+from fedalign.site import open_site
+from tests.tiny import DATA, TINY, trained_run, use_cache
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained_run(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(autouse=True)
+def _own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_cache(tmp_path, monkeypatch)
+    monkeypatch.chdir(tmp_path)
+
+
+def summary(directory: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((directory / "summary.json").read_text())
+    return content
+
+
+def test_a_run_leaves_its_whole_directory(trained: Path) -> None:
+    for name in ("config.yaml", "environment.json", "metrics.jsonl", "summary.json", "report.html"):
+        assert (trained / name).stat().st_size > 0
+    directory = RunDirectory.open(trained)
+    assert directory.read_config() == resolve([*TINY, f"output={trained}"])
+    assert set(load_model(directory.model, "pluralllm")) == {"question_prior", "gpo"}
+    assert {path.name for path in directory.checkpoints.iterdir()} == {"newest", "best", "clients"}
+
+
+def test_the_summary_tells_what_was_done(trained: Path) -> None:
+    told = summary(trained)
+    assert (told["status"], told["seed"]) == ("completed", 0)
+    assert (told["method"], told["data"]) == ("pluralllm", "synthetic_survey")
+    # One round of the prior and one of the network, three training clients in each.
+    assert (told["rounds"], told["timing"]["client_updates"]) == (2, 6)
+    assert told["privacy"] is None
+    measured = [m for m in RunDirectory.open(trained).read_metrics() if m.scope == "test" and m.group is None]
+    assert {m.name: m.value for m in measured}.items() <= told["metrics"].items()
+    assert len(measured) == 18
+
+
+def test_traffic_is_counted_by_client(trained: Path) -> None:
+    """States go to three training clients a round and to all five at each of four evaluations."""
+    sizes = {phase: size(trained / "model" / f"{phase}.safetensors") for phase in ("question_prior", "gpo")}
+    empty = 8  # the prior before its round: one offset
+    down = (3 + 5) * empty + 5 * sizes["question_prior"] + (5 + 3 + 5) * sizes["gpo"]
+    assert summary(trained)["traffic"]["down_bytes"] == down
+
+
+def size(path: Path) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in load_file(path).values())
+
+
+def test_without_an_output_it_makes_a_directory_by_name_and_time(tmp_path: Path) -> None:
+    result = start([*DATA, "method=uniform", "name=floor"])
+    assert result.directory.parent == Path("outputs") / "floor"
+    assert (tmp_path / result.directory / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "federation.rounds=-1",
+        "federation.rouns=1",
+        "model.heads=3",
+        "data.path=nowhere.jsonl",
+        "partition.min_questions=100",
+        "method.evaluation.context_questions=40",
+    ],
+)
+def test_a_mistake_leaves_nothing_behind(tmp_path: Path, wrong: str) -> None:
+    with pytest.raises(UserError):
+        start([*TINY, wrong, "output=fresh"])
+    assert not (tmp_path / "fresh").exists()
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_an_earlier_run_is_not_overwritten(trained: Path) -> None:
+    before = (trained / "summary.json").read_bytes()
+    with pytest.raises(UserError, match="the directory is not empty"):
+        start([*TINY, f"output={trained}"])
+    assert (trained / "summary.json").read_bytes() == before
+
+
+def failing(*arguments: Any) -> Any:
+    raise ArithmeticError("no luck")
+
+
+def test_a_federation_that_breaks_down_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GPOPhase, "local", failing)
+    with pytest.raises(RunFailed, match="ArithmeticError: no luck"):
+        start([*TINY, "output=broken"])
+    told = summary(tmp_path / "broken")
+    assert told["status"] == "failed"
+    reason = "RunFailed: every client failed in round 1 of phase gpo; the first said: group-01: ArithmeticError"
+    assert told["reason"].startswith(reason)
+    assert not (tmp_path / "broken" / "model").exists()
+    assert (tmp_path / "broken" / "report.html").is_file()
+
+
+def test_an_interrupted_run_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Conductor, "_train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        start([*TINY, "output=stopped"])
+    assert (summary(tmp_path / "stopped")["status"], summary(tmp_path / "stopped")["reason"]) == (
+        "failed",
+        "KeyboardInterrupt",
+    )
+
+
+def test_why_a_run_failed_matters_more_than_its_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GPOPhase, "local", failing)
+    monkeypatch.setattr(run, "render_run", failing)
+    with pytest.raises(RunFailed, match="no luck"):
+        start([*TINY, "output=broken"])
+
+
+def test_an_engine_that_ends_early_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(InProcess, "run", lambda *arguments: None)
+    with pytest.raises(RunFailed, match="the engine ended before the run did"):
+        start([*TINY, "output=early"])
+    assert summary(tmp_path / "early")["status"] == "failed"
+
+
+def test_threads_are_the_run_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(InProcess, "run", lambda *arguments: seen.append(torch.get_num_threads()))
+    before = torch.get_num_threads()
+    with pytest.raises(RunFailed):
+        start([*TINY, "engine.threads=3", "output=early"])
+    assert seen == [3]
+    assert torch.get_num_threads() == before
+
+
+def test_a_finished_run_resumed_ends_where_it_was(tmp_path: Path, trained: Path) -> None:
+    shutil.copytree(trained, tmp_path / "again")
+    before, log = summary(trained), (trained / "metrics.jsonl").read_bytes()
+    result = resume(tmp_path / "again")
+    assert result.summary.metrics == before["metrics"]
+    assert result.summary.groups == before["groups"]
+    assert result.summary.timing.client_updates == 6
+    assert (tmp_path / "again" / "metrics.jsonl").read_bytes() == log
+    known, got = (load_file(path / "model" / "gpo.safetensors") for path in (trained, tmp_path / "again"))
+    assert all(torch.equal(known[name], got[name]) for name in known)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: shutil.rmtree(path), "no such directory"),
+        (lambda path: (path / "config.yaml").unlink(), "not a run directory"),
+        (lambda path: (path / "config.yaml").write_text("seed: 3"), "missing key method"),
+        (lambda path: shutil.rmtree(path / "checkpoints"), "no checkpoint there"),
+    ],
+)
+def test_what_cannot_be_resumed_is_left_as_it_is(tmp_path: Path, trained: Path, damage: Any, message: str) -> None:
+    shutil.copytree(trained, tmp_path / "again")
+    damage(tmp_path / "again")
+    files = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=message):
+        resume(tmp_path / "again")
+    assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == files
+
+
+def test_another_method_cannot_go_on_from_it(tmp_path: Path, trained: Path) -> None:
+    shutil.copytree(trained, tmp_path / "again")
+    config = (tmp_path / "again" / "config.yaml").read_text()
+    (tmp_path / "again" / "config.yaml").write_text(config.replace("name: pluralllm", "name: other"))
+    with pytest.raises(UserError, match="a checkpoint of method 'pluralllm'"):
+        resume(tmp_path / "again")
+
+
+def test_a_grid_that_flower_gives_runs_the_same_run(
+    tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The nodes read the data; the server's process asks for none."""
+    nodes = {
+        number: Context(1, number, {"partition-id": number - 1}, RecordDict(), {"nodes": 5}) for number in range(1, 6)
+    }
+    grid = InProcessGrid(make_client_app(open_site), nodes)
+    monkeypatch.setattr(run, "open_site", failing)
+    start_on_grid(grid, Context(1, 0, {}, RecordDict(), {"nodes": 5}), [*TINY, "output=deployed"])
+    known, got = (load_file(path / "model" / "gpo.safetensors") for path in (trained, tmp_path / "deployed"))
+    for name, tensor in known.items():
+        torch.testing.assert_close(got[name], tensor, rtol=0, atol=1e-6)
+    assert summary(tmp_path / "deployed")["metrics"] == pytest.approx(summary(trained)["metrics"], abs=1e-5)
