@@ -116,9 +116,10 @@ def test_memory_lasts_from_round_to_round_and_dies_with_a_failure() -> None:
 
 
 def test_evaluation_keeps_nothing() -> None:
-    context = node(1)
-    ask(grid_of(opener([Halfway()]), context), EVALUATE, ["ada"])
+    context, phase = node(1), Halfway()
+    ask(grid_of(opener([phase]), context), EVALUATE, ["ada", "uma"], round=4)
     assert not context.state.array_records
+    assert phase.streams == [Streams(5, "halfway", 4, client) for client in ("ada", "uma")]
 
 
 class Narrow(Halfway):

@@ -109,6 +109,20 @@ def test_moments_are_all_that_a_later_step_depends_on(spec: ServerOptimizerSpec)
 
 
 @pytest.mark.parametrize("spec", SPECS)
+def test_narrow_deltas_are_widened_before_anything_else(spec: ServerOptimizerSpec) -> None:
+    narrow, wide = spec.build(), spec.build()
+    states = {"a": torch.tensor([0.1, 256.0]).bfloat16()}, {"a": torch.tensor([0.1, 256.0]).bfloat16()}
+    delta = torch.tensor([0.001, 0.75]).bfloat16()
+    for _ in range(3):
+        states = narrow.step(states[0], {"a": delta}), wide.step(states[1], {"a": delta.double()})
+    assert torch.equal(states[0]["a"], states[1]["a"])
+    assert narrow.moments.keys() == wide.moments.keys()
+    for name, moment in narrow.moments.items():
+        assert moment.dtype == torch.float64
+        assert torch.equal(moment, wide.moments[name])
+
+
+@pytest.mark.parametrize("spec", SPECS)
 def test_parameters_have_moments_of_their_own(spec: ServerOptimizerSpec) -> None:
     together, alone = spec.build(), spec.build()
     one, other = torch.tensor(deltas()[0]), torch.tensor(deltas()[1])

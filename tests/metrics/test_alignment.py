@@ -54,6 +54,16 @@ def test_equal_answers_are_at_distance_zero_in_any_precision() -> None:
         assert distance.tolist() == [0.0]
 
 
+def test_nearly_equal_answers_have_a_distance_although_their_divergence_is_rounded_away() -> None:
+    generator = np.random.default_rng(0)
+    p = generator.dirichlet(np.ones(8), size=300)
+    q = p * (1 + 1e-9 * generator.standard_normal(p.shape))
+    segments = torch.arange(300).repeat_interleave(8)
+    distance = jensen_shannon_distance(torch.tensor(p.ravel()), torch.tensor(q.ravel()), segments, 300)
+    assert bool((distance >= 0).all())
+    assert float(distance.max()) < 1e-7
+
+
 def test_answers_without_overlap_are_as_far_as_can_be() -> None:
     distance = jensen_shannon_distance(one(1, 0), one(0, 1), ONE_QUESTION, 1)
     assert float(distance) == pytest.approx(math.sqrt(math.log(2)))
