@@ -32,7 +32,8 @@ def test_fair_arms_differ_in_nothing_but_partition_and_prior() -> None:
         config = parse(resolve([*overrides(arm, "survey.csv", 40), *arm.members[0]]))
         assert isinstance(config.method, PluralLLM)
         assert config.federation.rounds == 40
-        methods.append((config.method.local, config.method.episode, config.method.evaluation, config.model, config.encoder))
+        method = config.method
+        methods.append((method.local, method.episode, method.evaluation, config.model, config.encoder))
     assert all(other == methods[0] for other in methods)
 
 
