@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +21,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code: 0, 2 for a user's mistake, 1 for a run that failed, 130 for Ctrl-C."""
     given = _parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], None] = given.command
+    if given.debug:
+        logging.basicConfig(level=logging.INFO)
+        logging.getLogger("fedalign").setLevel(logging.DEBUG)
     try:
         command(given)
     except (UserError, RunFailed) as error:
@@ -69,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(given: argparse.Namespace) -> None:
     from fedalign import run, sweep
-    from fedalign.config import resolve
+    from fedalign.config import parse, resolve
 
     console = Console()
     resumed = [o.removeprefix(_RESUME) for o in given.overrides if o.startswith(_RESUME)]
@@ -77,7 +81,9 @@ def _run(given: argparse.Namespace) -> None:
     if resumed and (others or given.multirun or len(resumed) > 1):
         raise UserError("resume=DIR goes on under the run's own configuration; give it alone")
     if given.print_config:
-        console.print_json(json.dumps(resolve(others)))
+        resolved = resolve(others)
+        parse(resolved)
+        console.print_json(json.dumps(resolved))
     elif resumed:
         sweep.show(console, run.resume(Path(resumed[0])))
     elif given.multirun:

@@ -79,6 +79,9 @@ def resolve(overrides: Sequence[str]) -> dict[str, Any]:
     UserError
         If an override cannot be parsed, or names an unknown key, group or option.
     """
+    for override in overrides:
+        if override.lstrip("+~").startswith(("hydra.", "hydra/", "hydra=")):
+            raise UserError(f"{override}: Hydra only composes here, its own settings do nothing; leave it out")
     try:
         with initialize_config_dir(str(conf_directory()), version_base="1.3"):
             config = compose("config", overrides=list(overrides))

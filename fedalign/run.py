@@ -16,6 +16,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedalign.config import RunConfig, parse, resolve, to_json
+from fedalign.data.federated import Role
 from fedalign.errors import RunFailed
 from fedalign.federation.checkpoint import NEWEST, Checkpoint
 from fedalign.federation.conductor import Job, Outcome
@@ -64,7 +65,7 @@ def start(overrides: Sequence[str]) -> Result:
     """
     resolved = resolve(overrides)
     config = parse(resolved)
-    clients = _checked_clients(resolved)
+    clients = _checked_clients(resolved, config)
     directory = _prepare(resolved, config)
     return _conduct(directory, resolved, config, config.engine.nodes(clients), _engine(directory, config, clients))
 
@@ -82,7 +83,7 @@ def resume(path: Path) -> Result:
     config = parse(resolved)
     phases = config.method.phases(setting(config))
     checkpoint = Checkpoint.load(directory.checkpoints, NEWEST, config.method.name)
-    clients = _checked_clients(resolved)
+    clients = _checked_clients(resolved, config)
     names = [phase.name for phase in phases]
     directory.truncate_metrics(names[checkpoint.phase], checkpoint.round, names)
     nodes, carry = config.engine.nodes(clients), _engine(directory, config, clients)
@@ -108,12 +109,12 @@ def start_on_grid(grid: Grid, context: Context, overrides: Sequence[str]) -> Non
     _conduct(directory, resolved, config, nodes, lambda server: server(grid, context))
 
 
-def _checked_clients(resolved: Resolved) -> int:
+def _checked_clients(resolved: Resolved, config: RunConfig) -> int:
     """Return how many clients there are; bad data are found here, before anything is written or started."""
     site = open_site(to_json(resolved), {})
-    names = [client.name for client in site.data.clients]
-    site.check(names)
-    return len(names)
+    config.federation.sampler.check(sum(client.role is Role.TRAIN for client in site.data.clients))
+    site.check(client.name for client in site.data.clients)
+    return len(site.data.clients)
 
 
 def _prepare(resolved: Resolved, config: RunConfig) -> RunDirectory:

@@ -72,7 +72,7 @@ class Flower(Engine):
                     backend_config={"client_resources": resources, "init_args": init},  # type: ignore[dict-item]
                 )
             except RuntimeError as error:
-                if isinstance(error, RunFailed) or error.__cause__ is None:
+                if error.__cause__ is None:
                     raise
                 raise RunFailed(f"Flower's simulation runtime failed: {error.__cause__}") from error
 

@@ -124,7 +124,7 @@ def _add_up(clients: Iterable[str], work: Work) -> RecordDict:
         try:
             contribution = work(client)
         except Exception as error:
-            _log.exception("client %s failed", client)
+            _log.debug("client %s failed", client, exc_info=True)
             failures.append((client, f"{type(error).__name__}: {error}"))
             continue
         seconds += time.perf_counter() - start

@@ -74,6 +74,8 @@ def encode_tensors(tensors: Mapping[str, Tensor]) -> ArrayRecord:
     # Filled one by one: ArrayRecord(dict) would read, and so serialise, every array.
     record = ArrayRecord()
     for name, tensor in tensors.items():
+        if name.startswith(_BFLOAT16):
+            raise ValueError(f"a tensor must not be called {name}: the prefix marks how bits travel")
         if tensor.dtype == torch.bfloat16:
             record[_BFLOAT16 + name] = TensorArray(tensor.detach().contiguous().view(torch.int16))
         else:

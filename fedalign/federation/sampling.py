@@ -16,6 +16,15 @@ from fedalign.errors import UserError
 class Sampler(ABC):
     """Draws the cohort of a round."""
 
+    def check(self, clients: int) -> None:  # noqa: B027, most settings fit any federation
+        """Refuse a federation that the setting does not fit, before the run starts; by default any will do.
+
+        Raises
+        ------
+        UserError
+            If there are too few training clients.
+        """
+
     @abstractmethod
     def sample(self, clients: Sequence[str], generator: np.random.Generator) -> list[str]:
         """Return the cohort, in the order of ``clients``.
@@ -49,10 +58,14 @@ class FixedSampler(Sampler):
 
     size: Annotated[int, Field(ge=1)]
 
+    def check(self, clients: int) -> None:
+        """Refuse a federation with fewer than ``size`` training clients."""
+        if self.size > clients:
+            raise UserError(f"federation.sampler.size={self.size} but only {clients} clients train; lower it")
+
     def sample(self, clients: Sequence[str], generator: np.random.Generator) -> list[str]:
         """Return ``size`` clients, drawn without replacement."""
-        if self.size > len(clients):
-            raise UserError(f"federation.sampler.size={self.size} but only {len(clients)} clients train; lower it")
+        self.check(len(clients))
         return _choose(clients, self.size, generator)
 
 

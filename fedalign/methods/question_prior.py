@@ -101,14 +101,14 @@ def pack_prior(total: Contribution) -> State:
 
 
 def base_of(state: State, shard: SurveyShard, judgments: GroupJudgments, smoothing: float) -> Base:
-    """Return the base distributions for one group of a shard, with the shard's own contribution taken out.
+    """Return the base distributions for one group of a shard, with that group's own answers taken out.
 
     Parameters
     ----------
     state : State
         Holds the prior's tensors.
     shard : SurveyShard
-        Has contributed if its client stands among the prior's contributors.
+        Its answers are in the prior if its client stands among the contributors.
     judgments : GroupJudgments
         One of the shard's groups.
     smoothing : float
