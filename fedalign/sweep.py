@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from fedalign import run
 from fedalign.config import expand, parse, resolve
 from fedalign.errors import UserError
 from fedalign.predict import Prediction
@@ -17,7 +18,7 @@ from fedalign.report.compare import compare
 from fedalign.report.compare_tables import show as show_comparison
 from fedalign.report.render import render_run
 from fedalign.report.terminal import show_summary
-from fedalign.run import Result, start
+from fedalign.run import Result
 
 
 def run_all(console: Console, overrides: Sequence[str]) -> Path:
@@ -43,7 +44,7 @@ def run_all(console: Console, overrides: Sequence[str]) -> Path:
     directories = []
     for number, job in enumerate(jobs):
         console.print(f"run {number + 1} of {len(jobs)}: {' '.join(job)}", highlight=False)
-        directories.append(start([*job, _output(root / str(number))]).directory)
+        directories.append(run.start([*job, _output(root / str(number))]).directory)
     report(console, directories, root / "comparison", None, None)
     return root
 

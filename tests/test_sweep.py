@@ -76,7 +76,7 @@ def never(overrides: list[str]) -> None:
 def test_everything_is_checked_before_anything_runs(
     tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch, overrides: list[str], message: str
 ) -> None:
-    monkeypatch.setattr(sweep, "start", never)
+    monkeypatch.setattr(sweep.run, "start", never)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "kept").touch()
     (tmp_path / "file").touch()
@@ -98,7 +98,7 @@ def test_without_an_output_a_sweep_gets_a_directory_by_time(console: Console, mo
         started.append(overrides[-1])
         return Started()
 
-    monkeypatch.setattr(sweep, "start", start)
+    monkeypatch.setattr(sweep.run, "start", start)
     monkeypatch.setattr(sweep, "report", lambda *arguments: None)
     root = run_all(console, [*DATA, "method=uniform", "seed=1,2"])
     assert root.parent == Path("outputs/sweep")
