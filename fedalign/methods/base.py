@@ -18,7 +18,10 @@ from fedalign.rng import Streams
 ShardT = TypeVar("ShardT")
 
 Memory = MutableMapping[str, Tensor]
-"""What a client keeps between rounds and never sends: optimiser moments, a personal head."""
+"""What a client keeps between rounds and never sends: optimiser moments, a personal head.
+
+Inside one process it is kept by reference: store tensors of one's own, never a workspace that the next client uses too.
+"""
 
 Artefacts = Mapping[str, State]
 """Final states of the phases so far, by phase name."""
@@ -82,7 +85,11 @@ class Phase(ABC, Generic[ShardT]):
 
     @abstractmethod
     def local(self, state: State, shard: ShardT, streams: Streams, memory: Memory) -> Contribution:
-        """Return one client's contribution; on the client. ``state`` must not be changed in place."""
+        """Return one client's contribution; on the client.
+
+        Inside one process nothing is copied: ``state`` must not be changed in place, and the contribution's tensors
+        must not be parameters of a network that the next client trains too.
+        """
 
     def update(self, state: State, total: Contribution, optimizer: ServerOptimizer) -> State:
         """Return the state after a round; on the server. By default one server step along the mean delta."""

@@ -142,11 +142,13 @@ def _shape_gradients(network: nn.Module, state: State, settings: LocalTraining) 
 
 def _recall(optimizer: torch.optim.Optimizer, network: nn.Module, memory: Memory) -> None:
     """Put remembered moments into the optimiser; a parameter without any starts afresh."""
+    kept: dict[str, dict[str, Tensor]] = {}
+    for place, value in memory.items():
+        owner, _, key = place.rpartition("/")
+        kept.setdefault(owner, {})[key] = value
     for name, parameter in network.named_parameters():
-        prefix = f"{_MOMENTS}/{name}/"
-        kept = {key.removeprefix(prefix): value for key, value in memory.items() if key.startswith(prefix)}
-        if kept:
-            optimizer.state[parameter] = kept
+        if f"{_MOMENTS}/{name}" in kept:
+            optimizer.state[parameter] = kept[f"{_MOMENTS}/{name}"]
 
 
 def _remember(optimizer: torch.optim.Optimizer, network: nn.Module, memory: Memory) -> None:
