@@ -63,9 +63,35 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--baseline", help="label of the arm that the others are compared with, seed by seed")
     report.set_defaults(command=_report)
 
-    predict = commands.add_parser("predict", parents=[common], help="a new group's answers from a few of them")
+    predict = commands.add_parser("predict", parents=[common], help="answers, choices or texts from what was trained")
     predict.add_argument("directory", type=Path, metavar="DIR", help="a finished run")
-    predict.add_argument("answers", type=Path, help="survey file; questions without a distribution are predicted")
+    predict.add_argument(
+        "answers",
+        type=Path,
+        nargs="?",
+        help="a group's answers or a person's judgments; what they leave open is predicted",
+    )
+    predict.add_argument(
+        "--prompt", action="append", default=[], dest="prompts", help="text to continue; may be repeated"
+    )
+    predict.add_argument(
+        "--prompts", type=Path, dest="prompts_file", metavar="FILE", help="texts to continue, one a line"
+    )
+    predict.add_argument(
+        "--preference", action="append", default=[], dest="preferences", metavar="GROUP|FILE",
+        help="a group of the run, or a person's judgments; may be repeated (default: every group)",
+    )  # fmt: skip
+    predict.add_argument(
+        "--dial", action="append", default=[], dest="dials", metavar="A:B:T",
+        help="the preference at T on the way from A (0) to B (1); may be repeated",
+    )  # fmt: skip
+    sampling = predict.add_mutually_exclusive_group()
+    sampling.add_argument(
+        "--greedy", action="store_const", const=0.0, dest="temperature", help="take the likeliest tokens"
+    )
+    sampling.add_argument("--temperature", type=float, help="of the sampled tokens (default: as in training)")
+    predict.add_argument("--max-new-tokens", type=int, help="length of a text at most (default: as in training)")
+    predict.add_argument("--seed", type=int, help="seed of the sampled tokens (default: the run's)")
     predict.add_argument("--out", type=Path, help="write the predictions as JSON")
     predict.set_defaults(command=_predict)
     return parser
@@ -105,15 +131,33 @@ def _report(given: argparse.Namespace) -> None:
 
 
 def _predict(given: argparse.Namespace) -> None:
-    from fedalign.predict import predict
+    from fedalign.predict import TextRequest, predict, read_prompts, write
     from fedalign.report.atomic import write_json_atomic
-    from fedalign.sweep import show_predictions
+    from fedalign.sweep import show_predictions, show_texts
 
-    predictions = predict(given.directory, given.answers)
-    show_predictions(Console(), predictions)
+    texts = bool(given.prompts or given.prompts_file)
+    if texts == (given.answers is not None):
+        raise UserError("give either a file of answers or judgments, or prompts to continue (--prompt, --prompts)")
+    if texts:
+        prompts = [*given.prompts, *(read_prompts(given.prompts_file) if given.prompts_file else [])]
+        request = TextRequest(
+            tuple(prompts),
+            tuple(given.preferences),
+            tuple(given.dials),
+            given.temperature,
+            given.max_new_tokens,
+            given.seed,
+        )
+        written = write(given.directory, request)
+        show_texts(Console(), written)
+        content = [text.to_json() for text in written]
+    else:
+        predictions = predict(given.directory, given.answers)
+        show_predictions(Console(), predictions)
+        content = [prediction.to_json() for prediction in predictions]
     if given.out is not None:
         try:
-            write_json_atomic(given.out, [prediction.to_json() for prediction in predictions])
+            write_json_atomic(given.out, content)
         except OSError as error:
             raise UserError(f"--out={given.out}: cannot be written ({error.strerror}); choose another") from error
 

@@ -18,9 +18,9 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field
 
 from fedalign.build import build
-from fedalign.data.federated import DataSource
+from fedalign.data.federated import DataSource, Layout
 from fedalign.data.names import suggest
-from fedalign.data.schema import Encoder, Partition
+from fedalign.data.schema import Encoder
 from fedalign.engines.base import Engine
 from fedalign.errors import UserError
 from fedalign.federation.conductor import Federation
@@ -47,7 +47,7 @@ class RunConfig:
 
     method: Method
     data: DataSource
-    partition: Partition
+    partition: Layout
     encoder: Encoder
     model: ModelSpec
     federation: Federation
@@ -100,7 +100,31 @@ def parse(resolved: RESOLVED) -> RunConfig:
     UserError
         If a key is unknown or missing, or a value has the wrong type or range.
     """
-    return build(resolved, RunConfig, "")
+    config = build(resolved, RunConfig, "")
+    _check_kinds(config)
+    return config
+
+
+def _check_kinds(config: RunConfig) -> None:
+    """Refuse parts that do not go together.
+
+    Raises
+    ------
+    UserError
+        Naming the part and the choices that fit.
+    """
+    method = config.method
+    for group, part in (("data", config.data), ("partition", config.partition)):
+        if part.kind is not method.kind:
+            raise UserError(
+                f"method={method.name} learns from {method.kind}, {group} ({type(part).__name__}) is made for "
+                f"{part.kind}; choose another {group} (fedalign list {group})"
+            )
+    if not isinstance(config.model, method.model):
+        raise UserError(
+            f"method={method.name} trains a {method.model.__name__}, model is a {type(config.model).__name__}; choose "
+            "another model (fedalign list models)"
+        )
 
 
 def to_json(resolved: RESOLVED) -> str:

@@ -1,121 +1,84 @@
-"""Use what was trained: a new group's answer distributions from a few answered questions."""
+"""Use what was trained: predictions for a new group or person, and texts that follow a preference."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import torch
-
-from fedalign.config import parse
-from fedalign.data.answers import AnswerRow, check_options, checked_shares, parse_row
-from fedalign.data.embed import EmbeddingCache, build_shard, default_cache_directory, embed
-from fedalign.data.progress import terminal_bar
-from fedalign.data.schema import ClientAnswers, Distribution, Question, Role
-from fedalign.data.table import parse_json_cell, read_table, suffix_of
+from fedalign.config import RunConfig, parse
 from fedalign.errors import UserError
-from fedalign.methods.survey import SurveyMethod, SurveyPhase
-from fedalign.model_files import load_model
+from fedalign.methods.pairs import PairMethod
+from fedalign.methods.survey import SurveyMethod
+from fedalign.opened_run import OpenedRun
+from fedalign.predict_pairs import predict_choices
+from fedalign.predict_survey import Prediction, predict_shares
+from fedalign.predict_text import TextRequest, WrittenText, read_prompts, write_texts
 from fedalign.report.run_directory import RunDirectory
-from fedalign.site import setting
-
-_GROUP = "the new group"
-_SUM_TOLERANCE = 1e-3
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """Predicted shares of one question.
+class Choice(Protocol):
+    """Something with options, and how likely each is.
 
-    Parameters
+    Attributes
     ----------
-    question : str
-    options : tuple of str
-    shares : tuple of float
-        Sum to 1.
+    titles : (str, str, str)
+        What question, options and shares are called.
     """
 
-    question: str
-    options: tuple[str, ...]
-    shares: tuple[float, ...]
+    @property
+    def titles(self) -> tuple[str, str, str]: ...  # noqa: D102 - see the class
+
+    @property
+    def question(self) -> str: ...  # noqa: D102 - see the class
+
+    @property
+    def options(self) -> tuple[str, ...]: ...  # noqa: D102 - see the class
+
+    @property
+    def shares(self) -> tuple[float, ...]: ...  # noqa: D102 - see the class
 
     def to_json(self) -> dict[str, Any]:
-        """Return the prediction as plain data, in the columns of a survey file."""
-        return {"question": self.question, "options": list(self.options), "distribution": list(self.shares)}
+        """Return the prediction as plain data."""
 
 
-def predict(run: Path, answers: Path) -> list[Prediction]:
-    """Predict the unanswered questions of a file from its answered ones.
+_PREDICTORS: Mapping[type, Callable[[OpenedRun, Path], Sequence[Choice]]] = {
+    SurveyMethod: predict_shares,
+    PairMethod: predict_choices,
+}
+
+
+def predict(run: Path, answers: Path) -> Sequence[Choice]:
+    """Predict what a file leaves open from what it tells.
 
     Parameters
     ----------
     run : Path
-        Directory of a finished run of a survey predictor.
+        Directory of a finished run.
     answers : Path
-        A survey file (JSONL, CSV or Parquet) of one group with the columns ``question``, ``options`` and
-        ``distribution``; the questions to predict have no distribution.
+        For survey methods a group's answers, see :func:`fedalign.predict_survey.predict_shares`; for pair methods a
+        person's judgments, see :func:`fedalign.predict_pairs.predict_choices`.
 
     Raises
     ------
     UserError
-        If the run has no such model, or the file is malformed, answers nothing or asks nothing.
+        If the run has no such model, or the file is malformed, tells nothing or asks nothing.
     """
+    directory, config = _read(run)
+    predictor = next((p for kind, p in _PREDICTORS.items() if isinstance(config.method, kind)), None)
+    if predictor is None:
+        raise UserError(f"{run}: method '{config.method.name}' does not predict survey answers or judgments")
+    return predictor(OpenedRun.of(directory, config), answers)
+
+
+def write(run: Path, request: TextRequest) -> list[WrittenText]:
+    """Let a run's policy continue prompts; see :func:`fedalign.predict_text.write_texts`."""
+    return write_texts(OpenedRun.of(*_read(run)), request)
+
+
+def _read(run: Path) -> tuple[RunDirectory, RunConfig]:
     directory = RunDirectory.open(run)
-    config = parse(directory.read_config())
-    if not isinstance(config.method, SurveyMethod):
-        raise UserError(f"{run}: method '{config.method.name}' does not predict survey answers")
-    phase = config.method.phases(setting(config))[-1]
-    artefacts = load_model(directory.model, config.method.name)
-    assert isinstance(phase, SurveyPhase)
-    known, wanted = _read(answers)
-    questions = {question.id: question for question in [*(q for q, _ in known), *wanted]}
-    vectors = embed(questions.values(), config.encoder, EmbeddingCache(default_cache_directory()), terminal_bar)
-    told = {question.id: shares for question, shares in known}
-    shard = build_shard(ClientAnswers(_GROUP, Role.UNSEEN, {_GROUP: _laid_out(told, wanted)}, {}), vectors)
-    context = torch.arange(len(told))
-    target = torch.arange(len(told), len(told) + len(wanted))
-    with torch.inference_mode():
-        shares = phase.predict(artefacts[phase.name], shard, shard.groups[0], context, target)
-    pieces = torch.split(shares, [len(question.options) for question in wanted])
-    return [
-        Prediction(question.text, question.options, tuple(piece.tolist()))
-        for question, piece in zip(wanted, pieces, strict=True)
-    ]
+    return directory, parse(directory.read_config())
 
 
-def _laid_out(told: Mapping[str, Distribution], wanted: Sequence[Question]) -> dict[str, Distribution]:
-    """Return the answered questions, then the wanted ones with placeholder shares that no predictor reads."""
-    blank = {q.id: torch.zeros(len(q.options), dtype=torch.float64).numpy() for q in wanted}
-    return {**told, **blank}
-
-
-def _read(path: Path) -> tuple[list[tuple[Question, Distribution]], list[Question]]:
-    """Return answered and wanted questions."""
-    known: dict[str, tuple[Question, Distribution]] = {}
-    wanted: dict[str, Question] = {}
-    text_cells = suffix_of(path) == ".csv"
-    for where, record in read_table(path, ("question", "options")):
-        missing = record.get("distribution") in (None, "", [])
-        lists = {"options": record["options"], "distribution": [] if missing else record["distribution"]}
-        if text_cells:
-            lists = {key: parse_json_cell(cell, where, key) for key, cell in lists.items()}
-        row = parse_row({**record, **lists, "group": _GROUP}, where, "group")
-        question = Question(row.question, row.options)
-        check_options(question, where)
-        if question.id in known or question.id in wanted:
-            raise UserError(f"{where}: {row.question[:60]!r} stands twice; keep one row a question")
-        if missing:
-            wanted[question.id] = question
-        else:
-            known[question.id] = (question, _shares(row))
-    if not known:
-        raise UserError(f"{path}: no question has a distribution; answer at least one")
-    if not wanted:
-        raise UserError(f"{path}: every question has a distribution; leave it out (null) for those to predict")
-    return list(known.values()), list(wanted.values())
-
-
-def _shares(row: AnswerRow) -> Distribution:
-    return checked_shares(row, _SUM_TOLERANCE)
+__all__ = ["Choice", "Prediction", "TextRequest", "WrittenText", "predict", "read_prompts", "write"]

@@ -7,7 +7,7 @@ import datetime
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +65,9 @@ def start(overrides: Sequence[str]) -> Result:
     """
     resolved = resolve(overrides)
     config = parse(resolved)
-    clients = _checked_clients(resolved, config)
+    population = _checked_population(resolved, config)
     directory = _prepare(resolved, config)
-    return _conduct(directory, resolved, config, config.engine.nodes(clients), _engine(directory, config, clients))
+    return _conduct_here(directory, resolved, config, population)
 
 
 def resume(path: Path) -> Result:
@@ -83,11 +83,10 @@ def resume(path: Path) -> Result:
     config = parse(resolved)
     phases = config.method.phases(setting(config))
     checkpoint = Checkpoint.load(directory.checkpoints, NEWEST, config.method.name)
-    clients = _checked_clients(resolved, config)
+    population = _checked_population(resolved, config)
     names = [phase.name for phase in phases]
     directory.truncate_metrics(names[checkpoint.phase], checkpoint.round, names)
-    nodes, carry = config.engine.nodes(clients), _engine(directory, config, clients)
-    return _conduct(directory, resolved, config, nodes, carry, resume=True)
+    return _conduct_here(directory, resolved, config, population, resume=True)
 
 
 def start_on_grid(grid: Grid, context: Context, overrides: Sequence[str]) -> None:
@@ -106,15 +105,23 @@ def start_on_grid(grid: Grid, context: Context, overrides: Sequence[str]) -> Non
     config = parse(resolved)
     directory = _prepare(resolved, config)
     nodes = int(context.run_config.get("nodes", 0))
-    _conduct(directory, resolved, config, nodes, lambda server: server(grid, context))
+    _conduct(directory, resolved, config, nodes, lambda server: server(grid, context), dropped={})
 
 
-def _checked_clients(resolved: Resolved, config: RunConfig) -> int:
-    """Return how many clients there are; bad data are found here, before anything is written or started."""
+@dataclass(frozen=True)
+class _Population:
+    """How many clients there are, and what was left out on the way to them."""
+
+    clients: int
+    dropped: Mapping[str, int]
+
+
+def _checked_population(resolved: Resolved, config: RunConfig) -> _Population:
+    """Look at the data; what is bad in them is found here, before anything is written or started."""
     site = open_site(to_json(resolved), {})
     config.federation.sampler.check(sum(client.role is Role.TRAIN for client in site.data.clients))
     site.check(client.name for client in site.data.clients)
-    return len(site.data.clients)
+    return _Population(len(site.data.clients), site.data.dropped)
 
 
 def _prepare(resolved: Resolved, config: RunConfig) -> RunDirectory:
@@ -125,10 +132,17 @@ def _prepare(resolved: Resolved, config: RunConfig) -> RunDirectory:
     return directory
 
 
-def _engine(directory: RunDirectory, config: RunConfig, clients: int) -> Carry:
-    """Return the configured engine, ready to carry a server app."""
-    state_path = (directory.checkpoints / "clients").resolve()
-    return lambda server: config.engine.run(server, open_site, clients, state_path)
+def _conduct_here(
+    directory: RunDirectory, resolved: Resolved, config: RunConfig, population: _Population, resume: bool = False
+) -> Result:
+    """Run on the configured engine."""
+    state_path, clients = (directory.checkpoints / "clients").resolve(), population.clients
+
+    def carry(server: ServerApp) -> None:
+        config.engine.run(server, open_site, clients, state_path)
+
+    nodes = config.engine.nodes(clients)
+    return _conduct(directory, resolved, config, nodes, carry, population.dropped, resume)
 
 
 def _conduct(
@@ -137,6 +151,7 @@ def _conduct(
     config: RunConfig,
     nodes: int,
     carry: Carry,
+    dropped: Mapping[str, int],
     resume: bool = False,
 ) -> Result:
     """Run the federation and write down what comes of it, good or bad."""
@@ -152,19 +167,24 @@ def _conduct(
     except BaseException as error:
         reason = f"{type(error).__name__}: {error}".strip().rstrip(":")
         try:
-            _write_end(directory, config, Outcome(), time.perf_counter() - began, reason)
+            _write_end(directory, config, dropped, Outcome(), time.perf_counter() - began, reason)
         except Exception:
             # What went wrong with the run matters more than that it could not be written down.
             _log.exception("%s: the end of the failed run could not be written", directory.path)
         raise
-    return _write_end(directory, config, outcomes[0], time.perf_counter() - began, None)
+    return _write_end(directory, config, dropped, outcomes[0], time.perf_counter() - began, None)
 
 
 def _write_end(
-    directory: RunDirectory, config: RunConfig, outcome: Outcome, seconds: float, reason: str | None
+    directory: RunDirectory,
+    config: RunConfig,
+    dropped: Mapping[str, int],
+    outcome: Outcome,
+    seconds: float,
+    reason: str | None,
 ) -> Result:
     """Write the summary and the report of a run that is over."""
-    summary = _summarise(directory, config, outcome, seconds, reason)
+    summary = replace(_summarise(directory, config, outcome, seconds, reason), dropped=dict(dropped))
     directory.write_summary(summary)
     render_run(directory.path, config.method.headline if config.method.headline in summary.metrics else None)
     return Result(directory.path, summary)

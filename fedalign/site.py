@@ -45,4 +45,4 @@ def _open(config: str, data_path: str | None) -> Site:
 
 def setting(run: RunConfig) -> Setting:
     """Return the public facts that a method builds its phases from."""
-    return Setting(run.federation.rounds, run.encoder.dim, run.model)
+    return Setting(run.federation.rounds, run.encoder.dim, run.model, run.encoder)

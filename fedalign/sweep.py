@@ -13,7 +13,7 @@ from rich.table import Table
 from fedalign import run
 from fedalign.config import expand, parse, resolve
 from fedalign.errors import UserError
-from fedalign.predict import Prediction
+from fedalign.predict import Choice, WrittenText
 from fedalign.report.compare import compare
 from fedalign.report.compare_tables import show as show_comparison
 from fedalign.report.render import render_run
@@ -82,14 +82,29 @@ def show(console: Console, result: Result) -> None:
     show_summary(console, result.directory, result.summary)
 
 
-def show_predictions(console: Console, predictions: Sequence[Prediction]) -> None:
+def show_predictions(console: Console, predictions: Sequence[Choice]) -> None:
     """Print predicted distributions, a row an option."""
+    if not predictions:
+        return
+    question, option, share = predictions[0].titles
     table = Table()
-    table.add_column("question", ratio=3)
-    table.add_column("option", ratio=2)
-    table.add_column("share", justify="right")
+    table.add_column(question, ratio=3)
+    table.add_column(option, ratio=2)
+    table.add_column(share, justify="right")
     for prediction in predictions:
-        for place, (option, share) in enumerate(zip(prediction.options, prediction.shares, strict=True)):
-            table.add_row(escape(prediction.question) if place == 0 else "", escape(option), f"{share:.3f}")
+        for place, (name, value) in enumerate(zip(prediction.options, prediction.shares, strict=True)):
+            table.add_row(escape(prediction.question) if place == 0 else "", escape(name), f"{value:.3f}")
         table.add_section()
+    console.print(table)
+
+
+def show_texts(console: Console, texts: Sequence[WrittenText]) -> None:
+    """Print texts side by side: a row a prompt, a column a preference."""
+    labels = list(dict.fromkeys(text.preference for text in texts))
+    table = Table(show_lines=True)
+    for name in ("prompt", *labels):
+        table.add_column(escape(name), ratio=1)
+    for start in range(0, len(texts), len(labels)):
+        row = texts[start : start + len(labels)]
+        table.add_row(escape(row[0].prompt), *(escape(text.text.strip()) for text in row))
     console.print(table)

@@ -30,6 +30,7 @@ from fedalign.federation.observer import PhasePlan, RoundReport
 from fedalign.federation.server_app import make_server_app
 from fedalign.methods.pluralllm import GPOPhase, PluralLLM
 from fedalign.methods.survey import points_of
+from fedalign.models.gpo import GPOModel
 from fedalign.objectives.gpo_nll import gpo_nll
 from fedalign.report.atomic import write_json_atomic, write_text_atomic
 from fedalign.report.environment import environment
@@ -187,6 +188,7 @@ def run_bare(config: RunConfig) -> tuple[Stopwatch, State]:
     """Run the same training in plain PyTorch: one network, one Adam a client, and the mean of the deltas."""
     method, seed, rounds = config.method, config.seed, config.federation.rounds
     assert isinstance(method, PluralLLM)
+    assert isinstance(config.model, GPOModel)
     data = config.data.federate(config.partition, config.encoder, Streams(seed), None, silent)
     shards = [data.shard(client.name) for client in data.clients]
     clock = Stopwatch()

@@ -77,6 +77,35 @@ def test_every_mistake_is_one_line(override: str, message: str) -> None:
     assert message in refused(override)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("data=synthetic_pairs",), "method=pluralllm learns from survey, data (SyntheticPairs) is made for pairs"),
+        (("partition=strict",), "method=pluralllm learns from survey, partition (ByCategory) is made for pairs"),
+        (("method=fedvpa", "data=synthetic_survey"), "method=fedvpa learns from pairs, data (SyntheticSurvey) is made"),
+        (("method=fedvpa", "partition=iid"), "method=fedvpa learns from pairs, partition (IID) is made for survey"),
+        (("method=fedvpa", "model=reward"), "method=fedvpa trains a VariationalSpec, model is a RewardSpec"),
+        (("model=variational",), "method=pluralllm trains a GPOModel, model is a VariationalSpec"),
+    ],
+)
+def test_parts_that_do_not_go_together_are_refused(overrides: tuple[str, ...], message: str) -> None:
+    said = refused(*overrides)
+    assert said.startswith(message)
+    assert "choose another" in said
+
+
+def test_a_method_without_a_network_takes_any_model() -> None:
+    parse(resolve(["method=uniform", "model=reward"]))
+    parse(resolve(["method=length_rule", "model=variational"]))
+
+
+def test_a_change_to_local_training_goes_with_any_method_that_has_some() -> None:
+    for method in ("pluralllm", "fedvpa", "fedavg_bt"):
+        assert resolve([f"method={method}"])["method"]["local"]["proximal_mu"] == 0.0
+        assert resolve([f"method={method}", "local=fedprox"])["method"]["local"]["proximal_mu"] == 0.01
+    assert "unknown key method.local" in refused("method=uniform", "local=fedprox")
+
+
 def test_of_many_overrides_the_one_that_cannot_be_read_is_named() -> None:
     assert refused("seed=1", "name=a(", "federation.rounds=2").startswith("cannot read name=a(: ")
 

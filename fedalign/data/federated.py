@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from fedalign.data.progress import ProgressFactory
 from fedalign.rng import Streams
@@ -18,6 +18,13 @@ class Role(StrEnum):
 
     TRAIN = "train"
     UNSEEN = "unseen"
+
+
+class Kind(StrEnum):
+    """What judgments look like; data, partition and method of a run are of one kind."""
+
+    SURVEY = "survey"
+    PAIRS = "pairs"
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,18 @@ class ClientInfo:
 
     name: str
     role: Role
+
+
+class Layout(ABC):
+    """How judgments are laid out over clients (config group ``partition``); one base class a kind of judgment.
+
+    Attributes
+    ----------
+    kind : Kind
+        What judgments it lays out.
+    """
+
+    kind: ClassVar[Kind]
 
 
 class FederatedData(ABC):
@@ -60,10 +79,13 @@ class DataSource(ABC):
 
     Attributes
     ----------
+    kind : Kind
+        What its judgments look like.
     name : str
         Name in reports.
     """
 
+    kind: ClassVar[Kind]
     name: str
 
     @abstractmethod

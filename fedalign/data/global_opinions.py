@@ -16,12 +16,12 @@ from pydantic import Field
 
 from fedalign.data.answers import AnswerRow, build_survey, checked_shares
 from fedalign.data.cleaning import Cleaning
-from fedalign.data.hub import dataset_file
 from fedalign.data.names import suggest
 from fedalign.data.schema import Survey, SurveySource
 from fedalign.data.survey_file import survey_rows
 from fedalign.data.table import read_table, suffix_of
 from fedalign.errors import UserError
+from fedalign.hub import dataset_file
 from fedalign.rng import Streams
 
 HUB_NAME = "Anthropic/llm_global_opinions"

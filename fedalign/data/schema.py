@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fedalign.data.federated import DataSource, FederatedData, Role
+from fedalign.data.federated import DataSource, FederatedData, Kind, Layout, Role
 from fedalign.data.progress import ProgressFactory
 from fedalign.rng import Streams
 
@@ -56,6 +56,8 @@ class Survey:
 
 class SurveySource(DataSource):
     """Where a survey comes from; one subclass a data set, a frozen dataclass of its settings."""
+
+    kind = Kind.SURVEY
 
     def federate(
         self,
@@ -103,8 +105,10 @@ class ClientAnswers:
     test: Mapping[str, frozenset[str]]
 
 
-class Partition(ABC):
+class Partition(Layout):
     """How answers are laid out over clients; one subclass a rule, a frozen dataclass of its settings."""
+
+    kind = Kind.SURVEY
 
     @abstractmethod
     def split(self, survey: Survey, streams: Streams) -> Sequence[ClientAnswers]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from flwr.app import ConfigRecord, RecordDict
 from flwr.serverapp import Grid
 from pydantic import Field
+from torch import Tensor
 
 from fedalign.contribution import State
 from fedalign.errors import RunFailed
@@ -87,6 +88,11 @@ class Job:
     checkpoints: Path
     observers: Sequence[Observer]
     resume: bool
+
+    @property
+    def main_phase(self) -> int:
+        """Index of the last phase that learns something."""
+        return max((i for i, phase in enumerate(self.phases) if not phase.diagnostic), default=0)
 
 
 @dataclass
@@ -179,7 +185,7 @@ class Conductor:
             rounds=1, client_updates=tally.updates, update_s=tally.seconds, train_s=seconds,
             down_bytes=down, up_bytes=tally.sent_bytes,
         )  # fmt: skip
-        metrics = self._finish(strategy, strategy.train_sums, "train", number)
+        metrics = self._finish(strategy, strategy.train_sums, {}, "train", number)
         facts = {
             "cohort": tally.asked, "clients_failed": tally.failed, "train_seconds": seconds,
             "down_bytes": down, "up_bytes": tally.sent_bytes,
@@ -195,15 +201,24 @@ class Conductor:
         strategy.aggregate_evaluate(number, replies)
         self._count(down_bytes=payload_bytes(state) * strategy.tally.asked, up_bytes=strategy.tally.sent_bytes)
         ends = number == strategy.phase.rounds and strategy.index == len(self.job.phases) - 1
-        metrics = self._finish(strategy, strategy.evaluation_sums, "test" if ends else "eval", number)
+        metrics = self._finish(
+            strategy, strategy.evaluation_sums, strategy.evaluation_tensors, "test" if ends else "eval", number
+        )
         self._selection = next((m.value for m in metrics if m.group is None and m.name == self.job.selection), None)
         return metrics
 
-    def _finish(self, strategy: SumStrategy, sums: Sequence[MetricSum], scope: Scope, number: int) -> list[Metric]:
+    def _finish(
+        self,
+        strategy: SumStrategy,
+        sums: Sequence[MetricSum],
+        tensors: Mapping[str, Tensor],
+        scope: Scope,
+        number: int,
+    ) -> list[Metric]:
         """Turn sums into means by group and values over groups."""
         name = strategy.phase.name
         by_group = [Metric(name, number, scope, s.group, s.name, s.total / s.n, s.n) for s in sums]
-        overall = strategy.phase.summarise(sums) if sums else {}
+        overall = strategy.phase.summarise(sums, tensors) if sums else {}
         return by_group + [
             Metric(name, number, scope, None, key, v, float(_groups(sums, key))) for key, v in overall.items()
         ]
@@ -230,7 +245,7 @@ class Conductor:
         """Save the state if the selection metric of its evaluation is the best of the main phase so far."""
         evaluated = number == strategy.phase.rounds or number % self.job.federation.evaluate_every == 0
         value = self._selection
-        if not evaluated or value is None or strategy.index != len(self.job.phases) - 1:
+        if not evaluated or value is None or strategy.index != self.job.main_phase:
             return
         if self._best is None or value > self._best:
             self._best = value

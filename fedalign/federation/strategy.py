@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
+from torch import Tensor
 
 from fedalign.contribution import Contribution, total
 from fedalign.errors import RunFailed
@@ -86,6 +87,7 @@ class SumStrategy(Strategy):
         self.tally = Tally()
         self.train_sums: list[MetricSum] = []
         self.evaluation_sums: list[MetricSum] = []
+        self.evaluation_tensors: Mapping[str, Tensor] = {}
         self._arrays = ArrayRecord()
 
     def summary(self) -> None:
@@ -148,7 +150,8 @@ class SumStrategy(Strategy):
             If no client answered.
         """
         contributions = self._read(replies, f"evaluation of phase {self.phase.name}, round {server_round}")
-        self.evaluation_sums = decode(total(contributions).scalars)
+        summed = total(contributions)
+        self.evaluation_sums, self.evaluation_tensors = decode(summed.scalars), summed.tensors
         return _record(self.evaluation_sums)
 
     def _address(

@@ -6,11 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from torch import Tensor
 
 from fedalign.contribution import Contribution, State, mean_delta
+from fedalign.data.federated import Kind
+from fedalign.data.schema import Encoder
 from fedalign.metrics.record import MetricSum
 from fedalign.models.base import ModelSpec
 from fedalign.rng import Streams
@@ -63,12 +65,15 @@ class Phase(ABC, Generic[ShardT]):
         ``SUM`` unless the server truly has to see each reply.
     participation : Participation
         ``ALL`` for phases that are a single sum over the whole population.
+    diagnostic : bool
+        Whether the phase only looks at what an earlier one learnt.
     """
 
     name: str
     rounds: int
     needs: Needs = Needs.SUM
     participation: Participation = Participation.SAMPLED
+    diagnostic: bool = False
 
     def check(self, shard: ShardT) -> None:
         """Refuse a shard that the phase cannot work on, before the run starts; by default any will do.
@@ -103,8 +108,16 @@ class Phase(ABC, Generic[ShardT]):
     def evaluate(self, state: State, shard: ShardT, streams: Streams) -> Contribution:
         """Return metric sums (see :mod:`fedalign.metrics.record`); on the client, training or unseen."""
 
-    def summarise(self, sums: Sequence[MetricSum]) -> dict[str, float]:
-        """Return values over all groups from the per-group sums; by default the mean of the group means."""
+    def summarise(self, sums: Sequence[MetricSum], tensors: Mapping[str, Tensor]) -> dict[str, float]:
+        """Return values over all groups; by default the mean of the group means.
+
+        Parameters
+        ----------
+        sums : sequence of MetricSum
+            By group.
+        tensors : mapping from name to Tensor
+            What the clients' evaluations added up besides; empty after training.
+        """
         means: dict[str, list[float]] = {}
         for item in sums:
             means.setdefault(item.name, []).append(item.total / item.n)
@@ -122,16 +135,31 @@ class Setting:
     features : int
         Length of an encoder vector.
     model : ModelSpec
+    encoder : Encoder
+        What turned the judgments into vectors, for phases that must read texts of their own making.
     """
 
     rounds: int
     features: int
     model: ModelSpec
+    encoder: Encoder
 
 
 class Method(ABC):
-    """A published system or baseline: its settings, and the phases that they stand for."""
+    """A published system or baseline: its settings, and the phases that they stand for.
 
+    Attributes
+    ----------
+    kind : Kind
+        What judgments it learns from.
+    model : type of ModelSpec
+        What network it trains; by default any will do, because none is trained.
+    name : str
+        Name in reports and checkpoints.
+    """
+
+    kind: ClassVar[Kind]
+    model: ClassVar[type[ModelSpec]] = ModelSpec
     name: str
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -69,10 +69,15 @@ class LocalTraining:
         return torch.optim.SGD(parameters, lr=self.lr)
 
 
+def trainable(network: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that are trained and travel, by name; a frozen base is not among them."""
+    return {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+
+
 def load_parameters(network: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Copy a state's tensors into the network's parameters of the same names."""
     with torch.no_grad():
-        for name, parameter in network.named_parameters():
+        for name, parameter in trainable(network).items():
             parameter.copy_(state[name])
 
 
@@ -84,6 +89,7 @@ def train(
     steps_before: int,
     total_steps: int,
     memory: Memory,
+    personal: Sequence[nn.Parameter] = (),
 ) -> float:
     """Take ``settings.steps`` steps from ``state``; the network holds the result.
 
@@ -97,6 +103,8 @@ def train(
         Steps of the rounds before this one, and of the whole phase; they place the schedule.
     memory : mutable mapping
         Read and written where the optimiser's state persists.
+    personal : sequence of nn.Parameter
+        Trained along with the network, but no part of the state; their moments start afresh every round.
 
     Returns
     -------
@@ -109,7 +117,7 @@ def train(
         If a loss is not finite.
     """
     load_parameters(network, state)
-    optimizer = settings.build_optimizer(list(network.parameters()))
+    optimizer = settings.build_optimizer([*trainable(network).values(), *personal])
     if settings.optimizer_state == "persist":
         _recall(optimizer, network, memory)
     losses = 0.0
@@ -133,7 +141,7 @@ def _shape_gradients(network: nn.Module, state: State, settings: LocalTraining) 
     """Add the proximal term's gradient and bound the norm."""
     if settings.proximal_mu:
         with torch.no_grad():
-            for name, parameter in network.named_parameters():
+            for name, parameter in trainable(network).items():
                 if parameter.grad is not None:
                     parameter.grad.add_(parameter - state[name], alpha=settings.proximal_mu)
     if settings.max_grad_norm is not None:

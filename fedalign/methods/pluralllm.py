@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -22,6 +22,7 @@ from fedalign.methods.local_training import LocalTraining, load_parameters, trai
 from fedalign.methods.question_prior import Base, QuestionPriorPhase, base_of
 from fedalign.methods.survey import Evaluation, Points, SurveyMethod, SurveyPhase, points_of
 from fedalign.metrics.record import MetricSum, encode
+from fedalign.models.gpo import GPOModel
 from fedalign.objectives.gpo_nll import gpo_nll, segment_log_softmax
 from fedalign.rng import Streams
 
@@ -67,11 +68,12 @@ class GPOPhase(SurveyPhase):
     name = "gpo"
 
     def __init__(self, method: PluralLLM, setting: Setting) -> None:
+        assert isinstance(setting.model, GPOModel)
         self.rounds = setting.rounds
         self.method = method
         self.evaluation = method.evaluation
         self._with_prior = method.prior == "federated"
-        self._setting = setting
+        self._model, self._features = setting.model, setting.features
         # The workspace that states are loaded into; its own weights mean nothing.
         self._network = self._build(Streams(0))
 
@@ -117,7 +119,7 @@ class GPOPhase(SurveyPhase):
 
     def _build(self, streams: Streams) -> nn.Module:
         with streams.torch_default("gpo/initial"):
-            return self._setting.model.build(self._setting.features, PRIOR_FEATURES if self._with_prior else 0)
+            return self._model.build(self._features, PRIOR_FEATURES if self._with_prior else 0)
 
     def _base(self, state: State, shard: SurveyShard, judgments: GroupJudgments) -> Base | None:
         return base_of(state, shard, judgments, self.method.smoothing) if self._with_prior else None
@@ -171,6 +173,8 @@ class PluralLLM(SurveyMethod):
     local : LocalTraining
     evaluation : Evaluation
     """
+
+    model: ClassVar[type[GPOModel]] = GPOModel
 
     name: str
     prior: Literal["none", "federated"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedalign.contribution import Contribution, State
+from fedalign.data.federated import Kind
 from fedalign.data.schema import GroupJudgments, Role, SurveyShard
 from fedalign.errors import UserError
 from fedalign.methods.base import Method, Phase
@@ -152,9 +153,9 @@ class SurveyPhase(Phase[SurveyShard]):
         distance = jensen_shannon_distance(predicted, actual, points.segments, points.questions)
         return float((1 - distance).sum()), float(points.questions)
 
-    def summarise(self, sums: Sequence[MetricSum]) -> dict[str, float]:
+    def summarise(self, sums: Sequence[MetricSum], tensors: Mapping[str, Tensor]) -> dict[str, float]:
         """Return mean, worst, gap, CoV and fairness index over groups, and the mean over questions."""
-        values = super().summarise(sums)
+        values = super().summarise(sums, tensors)
         for population in sorted({item.name.split("/")[0] for item in sums if item.name.endswith(ALIGNMENT)}):
             scored = [item for item in sums if item.name == f"{population}/{ALIGNMENT}"]
             spread = fairness([item.total / item.n for item in scored])
@@ -169,6 +170,8 @@ class SurveyPhase(Phase[SurveyShard]):
 
 class SurveyMethod(Method):
     """A method whose phases are survey predictors."""
+
+    kind = Kind.SURVEY
 
     @property
     def headline(self) -> str:

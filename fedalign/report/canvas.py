@@ -14,16 +14,19 @@ from matplotlib.ticker import MaxNLocator
 
 # Of Okabe and Ito's palette, told apart by most colour-blind readers.
 BLUE, ORANGE = "#0072B2", "#D55E00"
+CATEGORIES = (BLUE, ORANGE, "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+"""Colours of things without an order, the most different first."""
 INK, MUTED, GRID = "#24292f", "#6b7480", "#e3e7ec"
 _DPI = 144
 _LONGEST = 34
 
 
-def panels(count: int, *, width: float = 8.0, height: float = 3.8) -> tuple[Figure, list[Axes]]:
-    """Return a figure of ``count`` axes side by side, styled; sizes in inches."""
+def panels(count: int, *, width: float = 8.0, height: float = 3.8, stacked: bool = False) -> tuple[Figure, list[Axes]]:
+    """Return a figure of ``count`` axes side by side, or one above the other, styled; sizes in inches."""
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
-    axes = [figure.add_subplot(1, count, index + 1) for index in range(count)]
+    rows, columns = (count, 1) if stacked else (1, count)
+    axes = [figure.add_subplot(rows, columns, index + 1) for index in range(count)]
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
         ax.spines[["left", "bottom"]].set_color(MUTED)

@@ -55,9 +55,9 @@ class Curves:
         """Cumulative rounds before each phase, phases in order."""
         return dict(self._starts)
 
-    def of_phase(self, phase: str) -> Curves:
-        """Return the curves of one phase alone; their steps are its own rounds."""
-        return Curves(metric for metric in self._metrics if metric.phase == phase)
+    def of_phase(self, *phases: str) -> Curves:
+        """Return the curves of one phase alone, or of several; their steps are these phases' own rounds."""
+        return Curves(metric for metric in self._metrics if metric.phase in phases)
 
     def names(self) -> list[str]:
         """Names that have a value over all groups, in the order they were recorded."""

@@ -9,8 +9,13 @@ from matplotlib.axes import Axes
 from fedalign.report import canvas
 from fedalign.report.curves import Curve, Curves
 
-POPULATIONS = {"test": ("training groups", canvas.BLUE), "unseen": ("unseen groups", canvas.ORANGE)}
+Populations = Mapping[str, tuple[str, str]]
 """The populations that are evaluated: how a plot calls them, and their colour."""
+
+POPULATIONS: Populations = {"test": ("training groups", canvas.BLUE), "unseen": ("unseen groups", canvas.ORANGE)}
+
+PEOPLE: Populations = {"test": ("training people", canvas.BLUE), "unseen": ("unseen people", canvas.ORANGE)}
+"""Where new people belong to the groups that took part, as in pair data."""
 
 _MOST_BARS = 40
 
@@ -34,24 +39,31 @@ def run_plots(
     dict from file stem to PNG bytes
     """
     stem = headline.partition("/")[2] or headline
+    populations = populations_of(groups)
     drawn = {
-        "headline": headline_plot(curves, stem),
-        "groups": groups_plot(metrics, groups, stem),
+        "headline": headline_plot(curves, stem, populations),
+        "groups": groups_plot(metrics, groups, stem, populations),
         "training_loss": loss_plot(curves),
-        "fairness": fairness_plot(curves),
+        "fairness": fairness_plot(curves, populations),
     }
     return {name: content for name, content in drawn.items() if content is not None}
 
 
-def headline_plot(curves: Curves, stem: str) -> bytes | None:
+def populations_of(groups: Mapping[str, Mapping[str, float]]) -> Populations:
+    """Return how to call the populations: by people when a group is in both, by groups when they are apart."""
+    found = [{name.partition("/")[0] for name in values} for values in groups.values()]
+    return PEOPLE if any(set(POPULATIONS) <= populations for populations in found) else POPULATIONS
+
+
+def headline_plot(curves: Curves, stem: str, populations: Populations = POPULATIONS) -> bytes | None:
     """Draw the mean of each population over rounds, its worst group, and the span of its groups."""
-    means = _over_rounds(curves, stem)
+    means = over_rounds(curves, stem)
     if not means:
         return None
     figure, (ax,) = canvas.panels(1)
     for population, mean in means.items():
-        label, colour = POPULATIONS[population]
-        _line(ax, mean, colour, f"{label}: mean")
+        label, colour = populations[population]
+        draw_line(ax, mean, colour, f"{label}: mean")
         span = curves.extremes(f"{population}/{stem}")
         if span is not None:
             ax.fill_between(span[0].steps, span[0].values, span[1].values, color=colour, alpha=0.10, linewidth=0)
@@ -59,19 +71,24 @@ def headline_plot(curves: Curves, stem: str) -> bytes | None:
         if worst is None and span is not None:
             worst = span[0]
         if worst is not None:
-            _line(ax, worst, colour, f"{label}: worst group", dashed=True)
+            draw_line(ax, worst, colour, f"{label}: worst group", dashed=True)
     canvas.title(ax, f"{_words(stem)} over rounds")
     canvas.round_axis(ax, list(curves.phases.values()))
     canvas.legend(ax)
     return canvas.png(figure)
 
 
-def groups_plot(metrics: Mapping[str, float], groups: Mapping[str, Mapping[str, float]], stem: str) -> bytes | None:
+def groups_plot(
+    metrics: Mapping[str, float],
+    groups: Mapping[str, Mapping[str, float]],
+    stem: str,
+    populations: Populations = POPULATIONS,
+) -> bytes | None:
     """Draw a bar for each group's final value, sorted, with each population's mean as a line."""
     bars = [
         (values[f"{population}/{stem}"], group, population)
         for group, values in groups.items()
-        for population in POPULATIONS
+        for population in populations
         if f"{population}/{stem}" in values
     ]
     if not bars:
@@ -79,7 +96,7 @@ def groups_plot(metrics: Mapping[str, float], groups: Mapping[str, Mapping[str, 
     bars.sort(key=lambda bar: (-bar[0], bar[1]))
     shown = bars if len(bars) <= _MOST_BARS else bars[: _MOST_BARS // 2] + bars[-_MOST_BARS // 2 :]
     figure, (ax,) = canvas.panels(1, height=1.2 + 0.27 * len(shown))
-    for population, (label, colour) in POPULATIONS.items():
+    for population, (label, colour) in populations.items():
         rows = [row for row, bar in enumerate(shown) if bar[2] == population]
         if not rows:
             continue
@@ -109,36 +126,39 @@ def loss_plot(curves: Curves) -> bytes | None:
         return None
     figure, axes = canvas.panels(len(losses), width=max(8.0, 4.0 * len(losses)), height=3.0)
     for ax, (phase, name, curve) in zip(axes, losses, strict=True):
-        _line(ax, curve, canvas.BLUE, name)
+        draw_line(ax, curve, canvas.BLUE, name)
         canvas.title(ax, f"{_words(name.removeprefix('train/'))} in training, phase {phase}")
         canvas.round_axis(ax, [])
     return canvas.png(figure)
 
 
-def fairness_plot(curves: Curves) -> bytes | None:
+def fairness_plot(curves: Curves, populations: Populations = POPULATIONS) -> bytes | None:
     """Draw the fairness index 1 / (1 + CoV^2) and the gap between best and worst group over rounds."""
-    found = {measure: _over_rounds(curves, measure) for measure in ("fairness_index", "alignment_gap")}
+    stems = dict.fromkeys(name.partition("/")[2] for name in curves.names())
+    gaps = [stem for stem in stems if stem.endswith("_gap")]
+    found = {measure: over_rounds(curves, measure) for measure in ("fairness_index", *gaps)}
     measures = {measure: by_population for measure, by_population in found.items() if by_population}
     if not measures:
         return None
     figure, axes = canvas.panels(len(measures), height=3.2)
     for ax, (measure, by_population) in zip(axes, measures.items(), strict=True):
         for population, curve in by_population.items():
-            label, colour = POPULATIONS[population]
-            _line(ax, curve, colour, label)
+            label, colour = populations[population]
+            draw_line(ax, curve, colour, label)
         canvas.title(ax, f"{_words(measure)} ({'higher' if measure == 'fairness_index' else 'lower'} is fairer)")
         canvas.round_axis(ax, list(curves.phases.values()))
     canvas.legend(axes[0])
     return canvas.png(figure)
 
 
-def _over_rounds(curves: Curves, stem: str) -> dict[str, Curve]:
+def over_rounds(curves: Curves, stem: str) -> dict[str, Curve]:
     """Return each population's curve of a metric, where it was measured more than once."""
     found = {population: curves.get(f"{population}/{stem}") for population in POPULATIONS}
     return {population: curve for population, curve in found.items() if curve is not None and len(curve.steps) > 1}
 
 
-def _line(ax: Axes, curve: Curve, colour: str, label: str, *, dashed: bool = False) -> None:
+def draw_line(ax: Axes, curve: Curve, colour: str, label: str, *, dashed: bool = False) -> None:
+    """Draw one curve; its points are marked when they are few."""
     (line,) = ax.plot(curve.steps, curve.values, color=colour, label=label)
     line.set_linestyle("--" if dashed else "-")
     line.set_linewidth(1.2 if dashed else 2.0)

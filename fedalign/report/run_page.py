@@ -19,6 +19,12 @@ _CAPTIONS = {
     "groups": "Final value of every group; the dashed lines are the means.",
     "training_loss": "Mean local training loss of the clients of a round.",
     "fairness": "How evenly groups are served: fairness index 1 / (1 + CoV²), and best group minus worst.",
+    "accuracy_by_z": "Final accuracy when predictions are made with a person's own latent z, the prior's mean, and "
+    "another group's z; rings are groups, the dotted line is chance, and groups are known to disagree on conflicting "
+    "pairs. A model that uses z loses accuracy with another group's.",
+    "latent_use": "What the latents know about people: KL divergence of their posteriors from the prior, and "
+    "dimensions whose posterior mean varies over people. Near zero the latent has collapsed.",
+    "latent_space": "Posterior means of people on their first two principal components, by preference group.",
 }
 _PRIVACY_WORDS = {"relation": "neighbouring relation", "sampling": "client sampling"}
 
@@ -74,7 +80,8 @@ def _key_numbers(summary: Summary, headline: str) -> list[tuple[str, str]]:
 def _metrics(summary: Summary) -> str:
     """Return a row a metric and a column a population."""
     found = {name.partition("/")[0] for name in summary.metrics}
-    populations = [population for population in ("initial", "train", "test", "unseen") if population in found]
+    usual = [population for population in ("initial", "train", "test", "unseen") if population in found]
+    populations = [*usual, *sorted(found.difference(usual))]
     stems = list(dict.fromkeys(name.partition("/")[2] for name in summary.metrics))
     rows = [
         [stem, *(_value(summary.metrics.get(f"{population}/{stem}")) for population in populations)] for stem in stems

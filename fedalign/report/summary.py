@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
@@ -80,6 +80,8 @@ class Summary:
     seed : int
     reason : str or None
         Why a failed run failed; None for a completed one.
+    dropped : dict from cleaning rule to count
+        What the data's cleaning and the partition left out; empty where the server reads no data.
 
     Raises
     ------
@@ -98,6 +100,7 @@ class Summary:
     traffic: Traffic
     seed: int
     reason: str | None = None
+    dropped: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check what types cannot say."""

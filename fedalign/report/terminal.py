@@ -31,7 +31,8 @@ def metrics_table(summary: Summary) -> Table:
     for name, value in summary.metrics.items():
         population, _, metric = name.partition("/")
         split.setdefault(metric, {})[population] = value
-    present = [p for p in POPULATIONS if any(p in values for values in split.values())]
+    found = {population for values in split.values() for population in values}
+    present = [*(p for p in POPULATIONS if p in found), *sorted(found.difference(POPULATIONS))]
     table = Table(title=f"{summary.method} on {summary.data}, seed {summary.seed}", title_justify="left")
     table.add_column("metric")
     for population in present:

@@ -14,9 +14,10 @@ import pytest
 import yaml
 
 from fedalign.build import build
-from fedalign.data.schema import Encoder, Partition, Question, Survey, SurveySource
+from fedalign.data.federated import DataSource, Layout
+from fedalign.data.schema import Encoder, Question, Survey
 
-KINDS: dict[str, type] = {"data": SurveySource, "partition": Partition, "encoder": Encoder}
+KINDS: dict[str, type] = {"data": DataSource, "partition": Layout, "encoder": Encoder}
 
 
 @pytest.fixture(scope="session")

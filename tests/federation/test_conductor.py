@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import pytest
 import torch
 from flwr.app import Context, RecordDict
 
-from fedalign.contribution import State
+from fedalign.contribution import Contribution, State
 from fedalign.engines.in_process import InProcessGrid
 from fedalign.errors import RunFailed, UserError
 from fedalign.federation.checkpoint import BEST, NEWEST, Checkpoint
@@ -22,6 +22,7 @@ from fedalign.federation.sampling import FixedSampler, FractionSampler, PoissonS
 from fedalign.federation.server_app import make_server_app
 from fedalign.federation.server_optimizer import FedAvg, FedAvgM, ServerOptimizerSpec
 from fedalign.methods.base import Artefacts, Participation, Phase
+from fedalign.metrics.record import MetricSum
 from fedalign.rng import Streams
 
 from .toy import Halfway, after_a_round, node, opener
@@ -229,6 +230,47 @@ def test_an_unmeasured_selection_value_keeps_no_best(tmp_path: Path) -> None:
 def test_only_the_last_phase_has_a_best(tmp_path: Path) -> None:
     World(tmp_path, [Halfway(rounds=2), GoesOn(rounds=0)], evaluate_every=1).run()
     assert not (tmp_path / BEST).exists()
+
+
+def test_a_diagnosis_at_the_end_does_not_take_the_best_away(tmp_path: Path) -> None:
+    """What was learnt is the phase before; the diagnosis only looks at it."""
+    world = World(tmp_path, [Halfway(rounds=2), Diagnosis(rounds=1)], evaluate_every=1)
+    world.run()
+    assert world.job().main_phase == 0
+    best = Checkpoint.load(tmp_path, BEST, "toy")
+    assert best.phase == 0
+    assert World(tmp_path, [Halfway(), GoesOn(), Diagnosis()]).job().main_phase == 1
+    assert World(tmp_path, [Diagnosis()]).job().main_phase == 0
+
+
+def test_tensors_that_an_evaluation_adds_up_reach_its_summary(tmp_path: Path) -> None:
+    world = World(tmp_path, [Summing(rounds=2)], evaluate_every=2)
+    world.run()
+    reports = world.listener.rounds
+    # Five clients answer an evaluation; training sums come without tensors.
+    assert values(reports, "people") == {("summing", 0): 5.0, ("summing", 2): 5.0}
+    (trained,) = [m for m in reports[1].metrics if m.name == "told"]
+    assert trained.value == 0.0
+
+
+class Diagnosis(GoesOn):
+    """Looks at what the phase before has learnt."""
+
+    name = "diagnosis"
+    diagnostic = True
+
+
+class Summing(Halfway):
+    """Counts the clients that were asked, in a tensor."""
+
+    name = "summing"
+
+    def evaluate(self, state: State, shard: tuple[str, torch.Tensor], streams: Streams) -> Contribution:
+        return Contribution({"people": torch.ones(1)}, super().evaluate(state, shard, streams).scalars)
+
+    def summarise(self, sums: Sequence[MetricSum], tensors: Mapping[str, torch.Tensor]) -> dict[str, float]:
+        people = {"people": float(tensors["people"])} if tensors else {}
+        return {**super().summarise(sums, tensors), **people, "told": float(bool(tensors))}
 
 
 def test_checkpoints_come_at_their_period_and_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,8 +22,9 @@ from fedalign.federation.server_optimizer import FedAvg
 from fedalign.federation.strategy import SumStrategy
 from fedalign.methods.base import Needs, Participation, ServerOptimizer
 from fedalign.metrics.record import MetricSum
+from fedalign.rng import Streams
 
-from .toy import VECTORS, WEIGHTS, Halfway, after_a_round, grid_of, node, one_client_a_node, opener
+from .toy import UNSEEN, VECTORS, WEIGHTS, Halfway, after_a_round, grid_of, node, one_client_a_node, opener
 
 AMOUNTS = {"ada": 1e16, "bob": 3.0, "cid": -1e16, "dee": 5.0}
 START = torch.tensor([0.1, -0.3], dtype=torch.float64)
@@ -226,3 +227,19 @@ def test_an_evaluation_that_nobody_answers_is_an_error() -> None:
     phase = Halfway(failing=[*WEIGHTS, "uma"])
     with pytest.raises(RunFailed, match="every client failed in evaluation of phase halfway, round 1"):
         evaluated(phase, grid_of(opener([phase])))
+
+
+class Counted(Halfway):
+    """Adds a tensor to its evaluation."""
+
+    def evaluate(self, state: State, shard: tuple[str, Tensor], streams: Streams) -> Contribution:
+        return Contribution({"seen": shard[1]}, super().evaluate(state, shard, streams).scalars)
+
+
+def test_tensors_of_an_evaluation_are_added_up() -> None:
+    for grid in (grid_of(opener([Counted()])), one_client_a_node(opener([Counted()]))):
+        strategy = strategy_on(grid, Counted())
+        messages = strategy.configure_evaluate(1, encode_tensors({"w": START}), ConfigRecord(), grid)
+        strategy.aggregate_evaluate(1, grid.send_and_receive(messages))
+        everybody = torch.tensor([*VECTORS.values(), *UNSEEN.values()], dtype=torch.float64).sum(0)
+        torch.testing.assert_close(strategy.evaluation_tensors["seen"], everybody)

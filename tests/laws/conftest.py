@@ -31,6 +31,38 @@ TINY = (
     "federation.checkpoint_every=2",
 )
 
+PAIRS = (
+    "data.annotators=8",
+    "data.train_judgments=10",
+    "data.test_judgments=3",
+    "data.world_seed=7",
+    "partition.unseen=2",
+    "encoder.size=32",
+    "model.body.width=8",
+    "model.width=8",
+    "method.local.steps=2",
+    "method.episodes.count=2",
+    "method.episodes.min_context=2",
+    "method.episodes.max_context=5",
+    "method.episodes.targets=3",
+    "method.evaluation.context=5",
+    "method.evaluation.draws=1",
+    "federation.rounds=5",
+    "federation.evaluate_every=5",
+    "federation.checkpoint_every=2",
+)
+"""Overrides of methods that train on pairs."""
+
+SELECTOR = (
+    *PAIRS,
+    "method=fedvpa",
+    "federation/sampler=fraction",
+    "model.latent=4",
+    "method.prototypes.warmup=0",
+    "method.divergence.annealing.schedule=constant",
+)
+"""Overrides of the variational methods; a later ``method=`` chooses another of them."""
+
 Runner = Callable[..., Result]
 
 
@@ -51,9 +83,25 @@ def run(tmp_path: Path) -> Runner:
     return runner
 
 
-def final_state(result: Result) -> State:
-    """Return the final state of a run's last phase."""
-    return load_file(result.directory / "model" / "gpo.safetensors")
+@pytest.fixture
+def run_pairs(tmp_path: Path) -> Runner:
+    """Run the tiny world of pairs under more overrides, in a directory of the given name."""
+
+    def runner(name: str, *overrides: str) -> Result:
+        return start([*selector_overrides(*overrides), f"output={tmp_path / name}"])
+
+    return runner
+
+
+def selector_overrides(*overrides: str) -> list[str]:
+    """Return the overrides of a tiny variational run, without those of prototypes where it has none."""
+    bare = {"method=fedvpl", "method=fedvpl_evidence", "method.prototypes=null"} & set(overrides)
+    return [*(o for o in SELECTOR if not (bare and "prototypes" in o)), *overrides]
+
+
+def final_state(result: Result, phase: str = "gpo") -> State:
+    """Return the final state of a run's phase."""
+    return load_file(result.directory / "model" / f"{phase}.safetensors")
 
 
 def residuals(one: State, other: State) -> tuple[float, float]:

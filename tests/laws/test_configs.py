@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytest
 
+from fedalign.build import build
 from fedalign.config import conf_directory, options, parse, resolve
+from fedalign.data.federated import DataSource, Kind, Layout
+from fedalign.errors import UserError
+from fedalign.methods.base import Method
+from fedalign.models.base import ModelSpec
+from fedalign.models.gpo import GPOModel
+from fedalign.models.reward import RewardSpec
+from fedalign.models.variational import VariationalSpec
 
 from .conftest import TINY, Runner, final_state, residuals
 
@@ -24,11 +33,56 @@ def test_every_yaml_is_a_choice_that_is_tested() -> None:
     assert len(files) >= 25
 
 
+NEEDS = {
+    "data=survey_file": ["data.path=answers.jsonl"],
+    "data=pairs_file": ["data.path=pairs.jsonl"],
+    "data=llmfao": ["data.path=llmfao"],
+    "model=reward_lora": ["encoder=tokens"],
+    "model=variational_lora": ["encoder=tokens"],
+}
+"""What choices need besides."""
+
+
+@functools.cache
+def methods() -> dict[str, Method]:
+    """Return every method that is shipped, under its own defaults."""
+    return {name: parse(resolve([f"method={name}"])).method for name in options()["method"]}
+
+
+def suited(group: str, choice: str) -> list[str]:
+    """Return the methods that a choice is made for, by what the part itself says; all where it says nothing."""
+    node = resolve([choice, *NEEDS.get(choice, [])]).get(group)
+    known = methods()
+    if group in ("data", "partition"):
+        part = build(node, DataSource if group == "data" else Layout, group)
+        return [name for name, method in known.items() if method.kind is part.kind]
+    if group == "model":
+        model = build(node, ModelSpec, group)
+        return [
+            name for name, method in known.items() if method.model is not ModelSpec and isinstance(model, method.model)
+        ]
+    return list(known)
+
+
 @pytest.mark.parametrize(("group", "name"), CHOICES)
-def test_every_choice_of_every_group_builds(group: str, name: str) -> None:
-    needs = {"data=survey_file": ["data.path=answers.jsonl"]}
+def test_every_choice_of_every_group_builds_with_a_method_that_it_suits(group: str, name: str) -> None:
     choice = f"{group}={name}"
-    parse(resolve([choice, *needs.get(choice, [])]))
+    needs = NEEDS.get(choice, [])
+    if group == "method":
+        parse(resolve([choice]))
+        return
+    fitting = suited(group, choice)
+    assert fitting
+    parse(resolve([f"method={fitting[0]}", choice, *needs]))
+    others = set(methods()) - set(fitting) - {"uniform", "question_mean", "length_rule"}
+    for other in sorted(others)[:1]:
+        with pytest.raises(UserError, match=rf"method={other} (learns from|trains a) .*choose another {group} "):
+            parse(resolve([f"method={other}", choice, *needs]))
+
+
+def test_methods_of_every_kind_and_model_are_shipped() -> None:
+    assert {method.kind for method in methods().values()} == set(Kind)
+    assert {GPOModel, RewardSpec, VariationalSpec} <= {method.model for method in methods().values()}
 
 
 @pytest.mark.parametrize("name", options()["federation/sampler"])
@@ -68,7 +122,7 @@ CHANGES = [
     "model.heads=1",
     "model.feedforward=8",
     "model.embed_depth=3",
-    "federation=fedprox",
+    "local=fedprox",
     "federation.rounds=4",
     "federation/sampler=fraction",
     "federation/sampler=fixed federation.sampler.size=2",

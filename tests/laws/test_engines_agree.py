@@ -23,8 +23,37 @@ def test_flower_simulation_agrees_with_in_process(run: Runner) -> None:
     assert mean <= TOLERANCE
 
 
+def test_flower_simulation_agrees_on_the_variational_method(run_pairs: Runner) -> None:
+    """With mixture weights that stay on the client, and latents that are collected at the end."""
+    change = ("method.divergence.weights=gumbel", "method.collect_latents=true", "federation.rounds=2")
+    here, there = run_pairs("in_process", *change), run_pairs("flower", *change, "engine=flower")
+    for phase in ("selector", "latents"):
+        largest, mean = residuals(final_state(here, phase), final_state(there, phase))
+        assert largest <= TOLERANCE
+        assert mean <= TOLERANCE
+    assert there.summary.metrics == pytest.approx(here.summary.metrics, abs=1e-5)
+
+
 def test_one_node_a_client_agrees_with_one_node_for_all(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     together = final_state(run("together", "federation/sampler=fraction"))
+    separate(monkeypatch)
+    largest, mean = residuals(together, final_state(run("apart", "federation/sampler=fraction")))
+    assert largest <= TOLERANCE
+    assert mean <= TOLERANCE
+
+
+@pytest.mark.parametrize("arm", ["fedvpa", "fedvpa_sums"])
+def test_one_node_a_client_agrees_on_variational_methods(
+    run_pairs: Runner, monkeypatch: pytest.MonkeyPatch, arm: str
+) -> None:
+    together = final_state(run_pairs("together", f"method={arm}"), "selector")
+    separate(monkeypatch)
+    largest, _ = residuals(together, final_state(run_pairs("apart", f"method={arm}"), "selector"))
+    assert largest <= TOLERANCE
+
+
+def separate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the in-process engine host each client on a node of its own."""
 
     def many_nodes(engine: InProcess, server: ServerApp, open_site: OpenSite, clients: int, path: Path) -> None:
         # Node ids in falling order: neither ids nor the order of replies may matter.
@@ -36,9 +65,6 @@ def test_one_node_a_client_agrees_with_one_node_for_all(run: Runner, monkeypatch
 
     monkeypatch.setattr(InProcess, "run", many_nodes)
     monkeypatch.setattr(InProcess, "nodes", lambda engine, clients: clients)
-    largest, mean = residuals(together, final_state(run("apart", "federation/sampler=fraction")))
-    assert largest <= TOLERANCE
-    assert mean <= TOLERANCE
 
 
 def test_one_seed_is_one_run_and_another_is_not(run: Runner) -> None:

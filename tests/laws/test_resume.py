@@ -21,12 +21,12 @@ class Killed(BaseException):
     """Stands for a process that is killed: nothing catches it on the way out."""
 
 
-def kill_after(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def kill_after(number: int, monkeypatch: pytest.MonkeyPatch, phase: str = "gpo") -> None:
     written = MetricsLog.round_ended
 
     def round_ended(log: MetricsLog, report: RoundReport) -> None:
         written(log, report)
-        if report.phase == "gpo" and report.round == number:
+        if report.phase == phase and report.round == number:
             raise Killed
 
     monkeypatch.setattr(MetricsLog, "round_ended", round_ended)
@@ -55,6 +55,44 @@ def test_resumed_equals_straight_through(
     assert resumed.summary.traffic == straight.summary.traffic
     assert timeless(tmp_path / "killed") == timeless(tmp_path / "straight")
     assert resumed.summary.status == "completed"
+
+
+VARIATIONAL = ("method.divergence.weights=gumbel", "method.divergence.beta=0.1", "method.collect_latents=true")
+"""Mixture weights are learnt on the client: they are in its memory and nowhere else."""
+
+
+@pytest.mark.parametrize(("phase", "killed_after"), [("selector", 3), ("latents", 1)])
+@pytest.mark.parametrize("arm", ["fedvpa", "fedvpa_sums"])
+def test_a_variational_run_resumes_with_its_clients_mixture_weights(
+    run_pairs: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arm: str, phase: str, killed_after: int
+) -> None:
+    change = (f"method={arm}", *VARIATIONAL)
+    straight = run_pairs("straight", *change)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_after(killed_after, patch, phase)
+        run_pairs("killed", *change)
+    resumed = resume(tmp_path / "killed")
+    for name in ("selector", "latents"):
+        assert residuals(final_state(straight, name), final_state(resumed, name)) == (0.0, 0.0)
+    assert resumed.summary.metrics == straight.summary.metrics
+    assert resumed.summary.traffic == straight.summary.traffic
+
+
+@pytest.mark.parametrize("arm", ["fedvpa", "fedvpa_sums"])
+def test_lost_mixture_weights_change_what_is_learnt(
+    run_pairs: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arm: str
+) -> None:
+    change = (f"method={arm}", *VARIATIONAL)
+    straight = run_pairs("straight", *change)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_after(3, patch, "selector")
+        run_pairs("killed", *change)
+    saved = list((tmp_path / "killed" / "checkpoints" / "clients").rglob("*.safetensors"))
+    assert saved
+    for path in saved:
+        path.unlink()
+    resumed = resume(tmp_path / "killed")
+    assert residuals(final_state(straight, "selector"), final_state(resumed, "selector"))[0] > 1e-9
 
 
 def test_client_memory_is_part_of_what_resumes(run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

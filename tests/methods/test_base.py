@@ -46,7 +46,7 @@ def test_the_update_is_one_server_step_along_the_mean_delta() -> None:
 
 def test_groups_count_equally_whatever_their_size() -> None:
     sums = [MetricSum("a", "g", 1.0, 4.0), MetricSum("a", "h", 300.0, 400.0), MetricSum("b", "g", 6.0, 2.0)]
-    assert Plain().summarise(sums) == {"a": 0.5, "b": 3.0}
+    assert Plain().summarise(sums, {}) == {"a": 0.5, "b": 3.0}
 
 
 def test_single_replies_are_refused_by_name() -> None:

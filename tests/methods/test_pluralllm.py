@@ -47,7 +47,7 @@ def make() -> Callable[..., tuple[PluralLLM, GPOPhase]]:
     def build(*overrides: str) -> tuple[PluralLLM, GPOPhase]:
         config = parse(resolve([*SMALL, *overrides]))
         assert isinstance(config.method, PluralLLM)
-        phase = config.method.phases(Setting(4, FEATURES, config.model))[-1]
+        phase = config.method.phases(Setting(4, FEATURES, config.model, config.encoder))[-1]
         assert isinstance(phase, GPOPhase)
         return config.method, phase
 
@@ -66,7 +66,8 @@ def prior(shards: list[SurveyShard]) -> State:
 
 
 def test_the_prior_is_a_phase_of_its_own(make: Make) -> None:
-    setting = Setting(7, FEATURES, parse(resolve(SMALL)).model)
+    config = parse(resolve(SMALL))
+    setting = Setting(7, FEATURES, config.model, config.encoder)
     with_prior = make("method.prior=federated")[0].phases(setting)
     without = make("method.prior=none")[0].phases(setting)
     assert [(phase.name, phase.rounds) for phase in with_prior] == [("question_prior", 1), ("gpo", 7)]
@@ -84,7 +85,8 @@ def test_initial_weights_depend_on_the_seed_alone(make: Make) -> None:
 
 def test_the_state_is_the_network_and_the_prior(make: Make) -> None:
     method, phase = make()
-    setting = Setting(4, FEATURES, parse(resolve(SMALL)).model)
+    config = parse(resolve(SMALL))
+    setting = Setting(4, FEATURES, config.model, config.encoder)
     assert isinstance(setting.model, GPOModel)
     known = prior(training_shards())
     state = phase.initial(Streams(0, "gpo"), {QuestionPriorPhase.name: known})
@@ -119,7 +121,7 @@ def test_bounds_in_the_wrong_order_are_refused() -> None:
 def plain_training(phase: GPOPhase, state: State, client: SurveyShard, streams: Streams, scale: str) -> State:
     """Train by hand: the same episodes, a loss from torch.distributions, autograd and plain descent."""
     method = phase.method
-    network = phase._setting.model.build(FEATURES, 2 if method.prior == "federated" else 0)
+    network = phase._model.build(FEATURES, 2 if method.prior == "federated" else 0)
     weights = dict(network.named_parameters())
     with torch.no_grad():
         for name, parameter in weights.items():

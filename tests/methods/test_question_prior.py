@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedalign.contribution import Contribution, State, total
+from fedalign.data.encoders.hashing import HashingEncoder
 from fedalign.data.schema import Role, SurveyShard
 from fedalign.federation.server_optimizer import FedAvg
 from fedalign.methods.base import Participation, Setting
@@ -156,7 +157,7 @@ class NoModel(ModelSpec):
 
 def test_the_baseline_is_that_phase_alone_whatever_the_rounds() -> None:
     method = QuestionMean("question_mean", SMOOTHING, EVALUATION)
-    phases = method.phases(Setting(rounds=30, features=6, model=NoModel()))
+    phases = method.phases(Setting(rounds=30, features=6, model=NoModel(), encoder=HashingEncoder("{option}", 8, True)))
     assert [(type(phase), phase.rounds) for phase in phases] == [(QuestionPriorPhase, 1)]
 
 

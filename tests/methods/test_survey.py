@@ -158,7 +158,7 @@ def test_a_training_group_needs_one_question_to_see_and_one_to_predict() -> None
 def test_values_over_groups() -> None:
     scores = {"g": (4.0, 5.0), "h": (1.5, 3.0), "i": (9.0, 10.0)}
     sums = [MetricSum("unseen/alignment_score", name, *pair) for name, pair in scores.items()]
-    values = FirstContext().summarise([*sums, MetricSum("train/loss", "g", 3.0, 2.0)])
+    values = FirstContext().summarise([*sums, MetricSum("train/loss", "g", 3.0, 2.0)], {})
     means = np.array([0.8, 0.5, 0.9])
     cov = means.std() / means.mean()
     assert values == pytest.approx(

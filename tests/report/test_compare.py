@@ -197,3 +197,20 @@ def test_a_metric_that_one_arm_lacks_is_a_gap(runs: list[Path], tmp_path: Path) 
     assert comparison.estimate(comparison.arms[1], METRIC) is None
     assert json.loads((tmp_path / "compare.json").read_text())["arms"][1]["metrics"] == {}
     assert "–" in to_markdown(comparison)
+
+
+def test_accuracy_of_arms_has_intervals_over_seeds(runs: list[Path], tmp_path: Path) -> None:
+    names = ("test/accuracy", "unseen/accuracy_conflict", "unseen/accuracy")
+    for number, path in enumerate(runs):
+        content = json.loads((path / "summary.json").read_text())
+        content["metrics"] = {name: 0.5 + 0.02 * number + 0.1 * index for index, name in enumerate(names)}
+        (path / "summary.json").write_text(json.dumps(content))
+    chosen = compare(runs, tmp_path, metrics=["unseen/accuracy_conflict"], baseline="prior=none")
+    estimate, difference = (of(chosen.arms[1], names[1]) for of in (chosen.estimate, chosen.difference))
+    expected = stats.t.ppf(0.975, 2) * 0.02 / np.sqrt(3)
+    assert estimate is not None and difference is not None
+    assert (estimate.mean, estimate.half_width) == (pytest.approx(0.68), pytest.approx(expected))
+    assert (difference.mean, difference.half_width) == (pytest.approx(0.06), pytest.approx(0, abs=1e-12))
+    assert "0.6800 ± 0.0497" in to_markdown(chosen) and (tmp_path / "compare.png").exists()
+    # When nothing is chosen, all of the unseen people.
+    assert compare(runs, None).metrics == names[1:]

@@ -37,6 +37,14 @@ def test_one_phase_alone_counts_its_own_rounds() -> None:
     assert alone.names() == ["x", "y"]
 
 
+def test_some_phases_go_on_from_each_other_without_the_others() -> None:
+    rows = [metric("a", 2, "x", 0.1), metric("b", 3, "x", 0.2), metric("c", 1, "x", 0.3)]
+    some = Curves(rows).of_phase("a", "c")
+    curve = some.get("x")
+    assert some.phases == {"a": 0, "c": 2}
+    assert curve is not None and curve.steps.tolist() == [2, 3] and curve.values.tolist() == [0.1, 0.3]
+
+
 def test_groups_are_apart_from_the_value_over_groups() -> None:
     curves = Curves([metric("a", 1, "x", 0.1), metric("a", 1, "x", 0.2, "g"), metric("a", 1, "z", 0.3, "g")])
     overall, group = curves.get("x"), curves.get("x", "g")

@@ -11,7 +11,16 @@ from matplotlib.figure import Figure
 from fedalign.metrics.record import Metric
 from fedalign.report import canvas
 from fedalign.report.curves import Curves
-from fedalign.report.plots import fairness_plot, groups_plot, headline_plot, loss_plot, run_plots
+from fedalign.report.plots import (
+    PEOPLE,
+    POPULATIONS,
+    fairness_plot,
+    groups_plot,
+    headline_plot,
+    loss_plot,
+    populations_of,
+    run_plots,
+)
 from fedalign.report.run_directory import RunDirectory
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -131,3 +140,25 @@ def test_fairness_shows_index_and_gap(make_run: Callable[..., Path], drawn: list
     index, gap = drawn[0].axes
     assert lines(index)["unseen groups"] == pytest.approx([0.999, 0.9989, 0.9988, 0.9987])
     assert lines(gap)["training groups"] == pytest.approx([0.02] * 4)
+
+
+def test_the_gap_of_any_score_is_drawn(drawn: list[Figure]) -> None:
+    metrics = [Metric("a", n, "eval", None, "test/accuracy_gap", 0.1 * n, 1.0) for n in (0, 1)]
+    assert fairness_plot(Curves(metrics)) is not None
+    assert [ax.get_title("left") for ax in drawn[0].axes] == ["Accuracy gap (lower is fairer)"]
+
+
+def test_populations_are_of_people_where_a_group_is_in_both() -> None:
+    apart = {"a": {"test/accuracy": 0.5, "train/accuracy": 0.5}, "b": {"unseen/accuracy": 0.5}}
+    assert populations_of(apart) is POPULATIONS and populations_of({}) is POPULATIONS
+    assert populations_of({**apart, "b": {"unseen/accuracy": 0.5, "test/kl": 1.0}}) is PEOPLE
+
+
+def test_plots_name_people_where_a_group_is_in_both(drawn: list[Figure]) -> None:
+    populations = ("test", "unseen")
+    metrics = [Metric("a", n, "eval", None, f"{p}/accuracy", 0.5 + n / 9, 1.0) for n in (0, 1) for p in populations]
+    run_plots(Curves(metrics), {}, {"g": {f"{p}/accuracy": 0.5 for p in populations}}, "test/accuracy")
+    assert [[text.get_text() for text in figure.legends[0].get_texts()] for figure in drawn] == [
+        ["training people: mean", "unseen people: mean"],
+        ["training people", "unseen people"],
+    ]

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import save_file
 
 from fedalign.errors import UserError
 from fedalign.report.numbers import byte_count, decimals, duration, number
-from fedalign.report.render import default_headline, render_run
+from fedalign.report.render import default_headline, read_latents, render_run
 from fedalign.report.run_page import NO_PRIVACY
 
 VOID = {"meta", "img", "wbr"}
@@ -164,6 +166,53 @@ def test_rendering_again_shows_what_is_there_now(make_run: Callable[..., Path]) 
     config["data"]["path"] = "elsewhere.csv"
     (path / "config.yaml").write_text(yaml.safe_dump(config))
     assert "elsewhere.csv" in render(path).text
+
+
+def save_latents(path: Path) -> None:
+    (path / "model").mkdir()
+    tensors = {
+        "latent/helpful/p2": torch.tensor([2.0, 0.0]),
+        "latent/helpful/p/1": torch.tensor([1.0, 0.0]),
+        "latent/harmless/p3": torch.tensor([0.0, 3.0]),
+        "group_mean/helpful": torch.tensor([1.5, 0.0]),
+        "latent/weight": torch.zeros(7),
+        "reward.weight": torch.zeros(4, 4),
+    }
+    save_file(tensors, path / "model" / "latents.safetensors")
+
+
+def test_latents_are_read_by_group_and_nothing_else_is(tmp_path: Path) -> None:
+    assert read_latents(tmp_path / "model") == {}
+    save_latents(tmp_path)
+    found = {group: means.tolist() for group, means in read_latents(tmp_path / "model").items()}
+    assert found == {"harmless": [[0.0, 3.0]], "helpful": [[1.0, 0.0], [2.0, 0.0]]}
+
+
+def test_broken_latents_are_an_error(tmp_path: Path) -> None:
+    (tmp_path / "latents.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(UserError, match=r"latents\.safetensors: not a safetensors file"):
+        read_latents(tmp_path)
+
+
+def test_a_run_with_latents_shows_where_people_lie(make_run: Callable[..., Path]) -> None:
+    path = make_run("run")
+    save_latents(path)
+    page = render(path)
+    assert (path / "plots" / "latent_space.png").exists()
+    captions = [value for tag, key, value in page.attributes if (tag, key) == ("img", "alt")]
+    assert len(captions) == 5 and captions[4].startswith("Posterior means of people")
+
+
+def test_metrics_of_no_population_have_a_column_too(make_run: Callable[..., Path]) -> None:
+    path = make_run("run")
+    content = json.loads((path / "summary.json").read_text())
+    content["metrics"] = {"test/accuracy": 0.5, "latent/silhouette": 0.25}
+    (path / "summary.json").write_text(json.dumps(content))
+    assert render(path).table("metric") == [
+        ["metric", "test", "latent"],
+        ["accuracy", "0.5000", "–"],
+        ["silhouette", "–", "0.2500"],
+    ]
 
 
 def test_a_run_that_has_not_ended_is_an_error(make_run: Callable[..., Path]) -> None:

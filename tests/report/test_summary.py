@@ -32,7 +32,7 @@ def test_keys_are_those_of_the_contract() -> None:
     contract = {
         "method", "data", "status", "rounds", "metrics", "groups", "privacy", "timing", "traffic",
     }  # fmt: skip
-    assert set(content) == contract | {"seed"}
+    assert set(content) == contract | {"seed", "dropped"}
     assert set(content["timing"]) == {
         "total_s", "per_round_s", "client_updates", "per_client_update_ms", "engine_overhead_ms",
     }  # fmt: skip

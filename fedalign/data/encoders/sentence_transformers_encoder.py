@@ -15,9 +15,9 @@ from pydantic import Field
 
 from fedalign.data.encoders.template import check_template, fill
 from fedalign.data.encoders.transformers_encoder import content_hash
-from fedalign.data.hub import model_folder
 from fedalign.data.schema import Encoder, Question
 from fedalign.errors import UserError
+from fedalign.hub import model_folder
 
 
 @dataclass(frozen=True)

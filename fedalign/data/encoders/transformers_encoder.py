@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,9 +16,9 @@ from pydantic import Field
 from torch import Tensor
 
 from fedalign.data.encoders.template import check_template, fill
-from fedalign.data.hub import model_folder
 from fedalign.data.schema import Encoder, Question
-from fedalign.errors import UserError
+from fedalign.hub import model_folder
+from fedalign.pretrained import Dtype, load_network, load_tokenizer
 
 Pooling = Literal["mean", "last", "cls"]
 
@@ -55,7 +54,7 @@ class TransformersEncoder(Encoder):
     max_length: Annotated[int, Field(ge=1)]
     batch_size: Annotated[int, Field(ge=1)]
     device: str
-    dtype: Literal["float32", "bfloat16", "float16"]
+    dtype: Dtype
 
     def __post_init__(self) -> None:
         check_template(self.template)
@@ -109,7 +108,7 @@ def content_hash(folder: Path) -> str:
     return digest.hexdigest()[:32]
 
 
-def load_model(folder: Path, device: str, dtype: str) -> tuple[Any, Any]:
+def load_model(folder: Path, device: str, dtype: Dtype) -> tuple[Any, Any]:
     """Return the tokenizer and the model in evaluation mode.
 
     Raises
@@ -117,19 +116,12 @@ def load_model(folder: Path, device: str, dtype: str) -> tuple[Any, Any]:
     UserError
         If they cannot be loaded.
     """
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel
 
-    try:
-        with _quietly():
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=getattr(torch, dtype)).to(device)
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
-        raise UserError(f"encoder.model={folder}: cannot be loaded on {device} ({_first_line(error)})") from None
-    if tokenizer.pad_token is None:
-        # Causal models are trained without padding; padded positions are masked out, so any token will do.
-        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer = load_tokenizer(folder, "encoder.model")
+    model = load_network(folder, AutoModel, dtype, device, "encoder.model")
     tokenizer.padding_side = "right"
-    return tokenizer, model.eval()
+    return tokenizer, model
 
 
 @torch.inference_mode()
@@ -187,21 +179,3 @@ def pool(hidden: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
     if pooling == "last":
         return hidden[torch.arange(len(hidden)), mask.sum(dim=1) - 1]
     return hidden[:, 0]
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Keep transformers from drawing its own bar over ours, and put its setting back."""
-    from transformers.utils import logging
-
-    drawn = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        if drawn:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

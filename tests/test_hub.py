@@ -9,8 +9,8 @@ from typing import Any
 import huggingface_hub
 import pytest
 
-from fedalign.data.hub import dataset_file, model_folder
 from fedalign.errors import UserError
+from fedalign.hub import dataset_file, model_folder
 
 
 @pytest.fixture

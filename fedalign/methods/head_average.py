@@ -1,0 +1,48 @@
+"""Federated averaging head by head: each head moves along the mean change of those who trained it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from fedalign.contribution import DELTA, WEIGHT, Contribution, State
+
+HEAD_WEIGHTS = "head_weights"
+
+
+def head_of(name: str) -> int:
+    """Return which head a tensor ``heads.<k>. ...`` of the state belongs to."""
+    return int(name.split(".")[1])
+
+
+def change_by_head(
+    before: Mapping[str, Tensor], after: Mapping[str, Tensor], weight: float, shares: Tensor
+) -> Contribution:
+    """Return what a client adds: each head's change times the client's weight in it, and these weights.
+
+    Parameters
+    ----------
+    before, after : mapping from name to Tensor
+        The heads' parameters; the names of ``after`` count.
+    weight : float
+        The client's weight in the mean; positive.
+    shares : Tensor, shape (K,)
+        Its part in each head, within [0, 1].
+    """
+    weights = weight * shares
+    changes = {DELTA + name: (tensor - before[name]) * float(weights[head_of(name)]) for name, tensor in after.items()}
+    return Contribution({**changes, HEAD_WEIGHTS: weights}, {WEIGHT: weight})
+
+
+def mean_by_head(contribution: Contribution) -> State:
+    """Return each head's mean change, in float64, from a total; a head that nobody trained has none."""
+    weights = contribution.tensors[HEAD_WEIGHTS].double()
+    means = {}
+    for name, value in contribution.tensors.items():
+        if name.startswith(DELTA):
+            parameter = name.removeprefix(DELTA)
+            weight = float(weights[head_of(parameter)])
+            if weight > 0:
+                means[parameter] = value.double() / weight
+    return means

@@ -1,0 +1,239 @@
+"""Federated training of a variational selector: episodes on the client, a step and a prior on the server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from fedalign.contribution import Contribution, State, mean_delta, total, weighted_delta
+from fedalign.data.pairs import Judgments, PairShard, Role
+from fedalign.methods.base import Artefacts, Memory, ServerOptimizer, Setting
+from fedalign.methods.divergence import LocalWeights
+from fedalign.methods.episodes import Drawn
+from fedalign.methods.latent_prior import Components, Posterior
+from fedalign.methods.latents import activity, moments, opposed
+from fedalign.methods.local_training import load_parameters, train, trainable
+from fedalign.methods.pairs import PairPhase, Predictor, batch_of
+from fedalign.metrics.record import MetricSum, encode
+from fedalign.models.variational import VariationalReward, VariationalSpec
+from fedalign.objectives.latent import aggregate_posterior
+from fedalign.objectives.preference import preference_nll
+from fedalign.rng import Streams
+
+if TYPE_CHECKING:
+    from fedalign.methods.fedvpa import FedVPA
+
+_POSTERIOR_CONTEXTS = 8
+
+
+class Workspace(nn.Module):
+    """The network that states are loaded into, and the prototypes beside it."""
+
+    def __init__(self, reward: VariationalReward, prototypes: Tensor | None) -> None:
+        super().__init__()
+        self.reward = reward
+        if prototypes is not None:
+            self.prototypes = nn.Parameter(prototypes)
+
+
+@dataclass(frozen=True)
+class PersonView:
+    """What a round's state says to one person."""
+
+    judgments: Judgments
+    components: Components | None
+    weights: LocalWeights | None
+    label: int | None
+
+
+class SelectorPhase(PairPhase):
+    """Federated training of the variational selector."""
+
+    name = "selector"
+
+    def __init__(self, method: FedVPA, setting: Setting) -> None:
+        assert isinstance(setting.model, VariationalSpec)
+        self.rounds = setting.rounds
+        self.needs = method.prior.needs
+        self.method, self.evaluation = method, method.evaluation
+        self._spec, self._features = setting.model, setting.features
+        # The workspace that states are loaded into; its own weights mean nothing.
+        self.network = self._build(Streams(0))
+
+    def check(self, shard: PairShard) -> None:
+        """Refuse a person with too few judgments, and one that trains but has no prototype."""
+        super().check(shard)
+        if self.method.prototypes is not None and shard.role is Role.TRAIN:
+            for judgments in shard.people:
+                self.method.prototypes.label({}, judgments)
+
+    def initial(self, streams: Streams, artefacts: Artefacts) -> State:
+        """Return freshly drawn weights and prototypes, which depend on the seed alone, and the prior's tensors."""
+        fresh = self._build(Streams(streams.seed))
+        state = {name: p.detach() for name, p in trainable(fresh).items()}
+        return {**state, **self.method.prior.initial(self._spec.latent, streams)}
+
+    def local(self, state: State, shard: PairShard, streams: Streams, memory: Memory) -> Contribution:
+        """Train on episodes of the shard's people, and report their posteriors to the prior."""
+        local = self.method.local
+        views = {judgments.person: self._view(state, judgments, memory) for judgments in shard.people}
+        generator = streams.torch("episodes")
+        sums = {"reconstruction": 0.0, "kl": 0.0}
+
+        def loss(step: int) -> Tensor:
+            position = streams.round - 1 + step / local.steps
+            reconstruction, kl, rest = self._losses(shard, views, position, generator)
+            sums["reconstruction"] += float(reconstruction.detach()) / local.steps
+            sums["kl"] += float(kl.detach()) / local.steps
+            beta = self.method.divergence.beta * self.method.divergence.annealing.factor(position)
+            return reconstruction + beta * kl + rest
+
+        own = [view.weights for view in views.values() if view.weights is not None]
+        before = local.steps * (streams.round - 1)
+        with streams.torch_default("dropout"):
+            self.network.train()
+            value = train(
+                self.network, state, loss, local, before, local.steps * self.rounds, memory,
+                personal=[weights.logits for weights in own],
+            )  # fmt: skip
+        for weights in own:
+            weights.remember(memory)
+        contribution = weighted_delta(*self._change(state), self.method.client_weight(shard))
+        reports = self.method.prior.report(state, self._posteriors(shard, generator))
+        metrics = [
+            MetricSum(f"train/{name}", judgments.group, amount, 1.0)
+            for judgments in shard.people
+            for name, amount in {"loss": value, **sums}.items()
+        ]
+        return Contribution({**contribution.tensors, **reports}, {**contribution.scalars, **encode(metrics)})
+
+    def update(self, state: State, total: Contribution, optimizer: ServerOptimizer) -> State:
+        """Return the state after one server step, with the prior fitted to the sum of reports."""
+        stepped = optimizer.step(state, mean_delta(total))
+        updated = {**stepped, **self.method.prior.update(state, total)}
+        return {**updated, **self._labels(updated)}
+
+    def update_each(self, state: State, replies: Sequence[Contribution], optimizer: ServerOptimizer) -> State:
+        """Return the state after one server step, with the prior made of single reports."""
+        stepped = optimizer.step(state, mean_delta(total(replies)))
+        updated = {**stepped, **self.method.prior.update_each(state, replies)}
+        return {**updated, **self._labels(updated)}
+
+    def load(self, state: State) -> None:
+        """Put the state into the workspace network."""
+        load_parameters(self.network, state)
+        self.network.eval()
+
+    def posterior(self, judgments: Judgments, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and log variance, shape (1, d), of a person's latent given some of its judgments.
+
+        The workspace must hold the state (:meth:`load`).
+
+        Parameters
+        ----------
+        judgments : Judgments
+        context : int64 Tensor, shape (C,)
+        """
+        batch = batch_of(judgments, context[None], None)
+        return self.network.reward.posterior(batch.first, batch.second, batch.preferred)
+
+    def prior_mean(self, state: State) -> Tensor:
+        """Return the mean of the prior as a stranger sees it, shape (d,)."""
+        components = self.method.prior.components(state, "")
+        standard = components is None or self.method.divergence.form == "standard"
+        return torch.zeros(self._spec.latent) if standard or components is None else components.mean
+
+    def predictors(
+        self, state: State, shard: PairShard, judgments: Judgments, context: Tensor, streams: Streams
+    ) -> Mapping[str, Predictor]:
+        """Return predictions with the person's own latent, the prior's mean, and an opposed group's latent."""
+        mean, _ = self.posterior(judgments, context)
+        latents = {"accuracy": mean, "accuracy_prior_z": self.prior_mean(state)[None]}
+        other = opposed(state, judgments.group)
+        if other is not None:
+            latents["accuracy_swapped_z"] = other[None]
+        return {name: self._predictor(z) for name, z in latents.items()}
+
+    def evaluate(self, state: State, shard: PairShard, streams: Streams) -> Contribution:
+        """Return accuracy sums, the KL of people's posteriors, and moments of their means."""
+        scored = super().evaluate(state, shard, streams)
+        with torch.inference_mode():
+            latents = moments(self, state, shard, streams)
+        return Contribution(latents.tensors, {**scored.scalars, **latents.scalars})
+
+    def summarise(self, sums: Sequence[MetricSum], tensors: Mapping[str, Tensor]) -> dict[str, float]:
+        """Return what pair predictors report, and the number of active units."""
+        return {**super().summarise(sums, tensors), **activity(tensors)}
+
+    def _predictor(self, z: Tensor) -> Predictor:
+        return lambda first, second: self.network.reward.odds(first, second, z)
+
+    def _build(self, streams: Streams) -> Workspace:
+        with streams.torch_default("selector/initial"):
+            reward = self._spec.build(self._features)
+        prototypes = self.method.prototypes
+        return Workspace(reward, None if prototypes is None else prototypes.initial(self._spec.latent, streams))
+
+    def _view(self, state: State, judgments: Judgments, memory: Memory) -> PersonView:
+        """Collect what concerns one person; drops what depends on the prior while there is none."""
+        components = self.method.prior.components(state, judgments.person)
+        divergence, prototypes = self.method.divergence, self.method.prototypes
+        learnt = components is not None and divergence.form != "standard" and divergence.weights == "gumbel"
+        weights = LocalWeights(components, memory, judgments.person) if learnt and components is not None else None
+        label = None if prototypes is None else prototypes.label(state, judgments)
+        return PersonView(judgments, components, weights, label)
+
+    def _losses(
+        self, shard: PairShard, views: Mapping[str, PersonView], position: float, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return negative log-likelihood a target, KL a person, and the prototype loss, each a mean over episodes."""
+        network, spec = self.network.reward, self._spec
+        drawn: Drawn = self.method.episodes.draw(shard.people, generator)
+        context, target = drawn.context, drawn.target
+        mean, log_variance = network.posterior(context.first, context.second, context.preferred)
+        z = mean + (0.5 * log_variance).exp() * torch.randn(mean.shape, generator=generator)
+        keep = None
+        if spec.base_dropout:
+            keep = (torch.rand(target.preferred.shape, generator=generator) >= spec.base_dropout).float()
+        logits = network.logits(target.first, target.second, z, keep)
+        reconstruction = preference_nll(logits, target.preferred).mean()
+        temperature = self.method.divergence.temperature_at(min(1.0, position / max(1, self.rounds)))
+        terms = []
+        for person, rows in drawn.rows.items():
+            view = views[person]
+            log_weights = None if view.weights is None else view.weights.draw(temperature, generator)
+            terms.append(
+                self.method.divergence.value(
+                    mean[rows], log_variance[rows], view.components, log_weights, generator
+                ).sum()
+            )
+        kl = torch.stack(terms).sum() / len(mean)
+        rest = torch.zeros(())
+        if self.method.prototypes is not None:
+            labels = {person: (rows, views[person].label) for person, rows in drawn.rows.items()}
+            rest = self.method.prototypes.loss(z, self.network.prototypes, labels, position)
+        return reconstruction, kl, rest
+
+    def _change(self, state: State) -> tuple[State, State]:
+        """Return the trained tensors as they were broadcast, and as they are now."""
+        after = {name: p.detach() for name, p in trainable(self.network).items()}
+        return {name: state[name] for name in after}, after
+
+    def _posteriors(self, shard: PairShard, generator: torch.Generator) -> dict[str, Posterior]:
+        """Return each person's posterior over contexts of the size that training uses."""
+        self.network.eval()
+        found = {}
+        with torch.inference_mode():
+            for judgments in shard.people:
+                drawn = self.method.episodes.contexts(judgments, _POSTERIOR_CONTEXTS, generator)
+                means, log_variances = self.network.reward.posterior(drawn.first, drawn.second, drawn.preferred)
+                found[judgments.person] = Posterior(*aggregate_posterior(means, log_variances), len(judgments.train))
+        # Tensors of inference mode must not meet gradients in the next round.
+        return {k: Posterior(p.mean.clone(), p.log_variance.clone(), p.judgments) for k, p in found.items()}
+
+    def _labels(self, state: State) -> State:
+        return {} if self.method.prototypes is None else self.method.prototypes.labels_of(state)

@@ -1,0 +1,107 @@
+"""Texts to token batches and back, for policies: prompts to continue, and responses to score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedalign.errors import UserError
+from fedalign.hub import model_folder
+from fedalign.pretrained import load_tokenizer
+
+
+@dataclass(frozen=True)
+class ResponseBatch:
+    """Prompts with their responses, padded on the right; B texts of at most T tokens.
+
+    Parameters
+    ----------
+    ids : int64 tensor, shape (B, T)
+    attention_mask : int64 tensor, shape (B, T)
+        1 for tokens, 0 for padding.
+    response_mask : int64 tensor, shape (B, T)
+        1 for the response's tokens, the one that ends it included.
+    """
+
+    ids: Tensor
+    attention_mask: Tensor
+    response_mask: Tensor
+
+
+class TextCodec:
+    """A model's tokenizer.
+
+    Prompt and response are tokenised apart, so that their border is exact and a response that was sampled token by
+    token is scored as it was sampled.
+
+    Parameters
+    ----------
+    model : str
+        Hub name or local folder.
+    key : str
+        Where the settings that name the model stand in the configuration, e.g. ``method.policy``.
+
+    Raises
+    ------
+    UserError
+        If the tokenizer cannot be had, or has no token that ends a text.
+    """
+
+    def __init__(self, model: str, key: str) -> None:
+        self._tokenizer = load_tokenizer(model_folder(model, f"{key}.model"), f"{key}.model")
+        if self._tokenizer.eos_token_id is None:
+            raise UserError(f"{key}.model={model}: its tokenizer has no token that ends a text; choose a causal model")
+
+    def prompts(self, texts: Sequence[str], max_tokens: int) -> tuple[Tensor, Tensor]:
+        """Return token ids and attention mask, each int64 of shape (B, P), padded on the left.
+
+        A prompt that is too long loses its beginning; an empty one becomes the token that ends texts, which is what
+        causal models see before a text.
+        """
+        rows = [ids[-max_tokens:] for ids in self._prompt_ids(texts)]
+        return _padded(rows, self._tokenizer.pad_token_id, left=True)
+
+    def responses(self, prompts: Sequence[str], responses: Sequence[str], max_tokens: int) -> ResponseBatch:
+        """Return the texts that a policy is asked to score.
+
+        A text that is too long loses the beginning of its prompt, then the end of its response.
+
+        Parameters
+        ----------
+        prompts, responses : sequences of str, each of length B
+        max_tokens : int
+            At least 2.
+        """
+        written = self._tokenizer(list(responses), add_special_tokens=False)["input_ids"]
+        # One token of the prompt stays: without it nothing predicts the response's first.
+        endings = [[*ids, self._tokenizer.eos_token_id][: max_tokens - 1] for ids in written]
+        openings = [
+            ids[-(max_tokens - len(ending)) :] for ids, ending in zip(self._prompt_ids(prompts), endings, strict=True)
+        ]
+        pad = self._tokenizer.pad_token_id
+        ids, mask = _padded([a + b for a, b in zip(openings, endings, strict=True)], pad, left=False)
+        before = torch.tensor([len(opening) for opening in openings])[:, None]
+        return ResponseBatch(ids, mask, mask * (torch.arange(ids.shape[1]) >= before))
+
+    def decode(self, ids: Tensor) -> list[str]:
+        """Return the texts of generated tokens, shape (B, new), up to the token that ends each."""
+        texts: list[str] = self._tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return texts
+
+    def _prompt_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        return [ids or [self._tokenizer.eos_token_id] for ids in self._tokenizer(list(texts))["input_ids"]]
+
+
+def _padded(rows: Sequence[Sequence[int]], pad: int, left: bool) -> tuple[Tensor, Tensor]:
+    """Return ids and mask, int64 of shape (rows, longest)."""
+    longest = max(len(row) for row in rows)
+    ids = torch.full((len(rows), longest), pad, dtype=torch.int64)
+    mask = torch.zeros(len(rows), longest, dtype=torch.int64)
+    for i, row in enumerate(rows):
+        place = slice(longest - len(row), longest) if left else slice(0, len(row))
+        ids[i, place] = torch.tensor(row)
+        mask[i, place] = 1
+    return ids, mask
