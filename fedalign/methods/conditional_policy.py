@@ -68,9 +68,10 @@ class PolicyPhase(Phase[PairShard]):
         frozen = {_SELECTOR + name: learnt[name] for name in trainable(self.selector.network)}
         means = {name: t for name, t in artefacts[LatentsPhase.name].items() if name.startswith(GROUP_MEAN)}
         stacked = torch.stack(list(means.values()))
-        length = stacked.norm(dim=1).mean().clamp(min=1e-6)
-        # Every group counts once, so that two groups' labels are each other's opposite.
-        average = {_AVERAGE: stacked.mean(0)}
+        # Every group counts once, so that two groups' latents and labels are each other's opposite.
+        middle = stacked.mean(0) if len(stacked) > 1 else torch.zeros_like(stacked[0])
+        length = (stacked - middle).norm(dim=1).mean().clamp(min=1e-6)
+        average = {_AVERAGE: middle}
         return {**fresh, **frozen, **means, **average, _FACTOR: self.settings.latent_scale / length}
 
     def local(self, state: State, shard: PairShard, streams: Streams, memory: Memory) -> Contribution:
@@ -143,12 +144,12 @@ class PolicyPhase(Phase[PairShard]):
         return mean[0]
 
     def told(self, state: State, latents: Tensor) -> Tensor:
-        """Return latents, shape (..., d), as the policy is told them.
+        """Return latents, shape (..., d), as the policy is told them: from the middle of the groups, and scaled.
 
         What is much longer than a group's mean is shortened: a few judgments that all say the same can be answered
         with a latent far beyond those that the policy has met.
         """
-        scaled = latents * state[_FACTOR]
+        scaled = (latents - state[_AVERAGE]) * state[_FACTOR]
         longest = _LONGEST * self.settings.latent_scale
         lengths: Tensor = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
         return scaled * (longest / lengths.clamp(min=1e-12)).clamp(max=1)

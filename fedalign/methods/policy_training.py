@@ -31,8 +31,8 @@ class PolicyTraining:
     condition : bool
         Whether the policy is told the latent. False is the monolithic baseline: one policy for everybody.
     latent_scale : float
-        Length that the groups' mean latents have on average when the policy is told them; the longer, the faster it
-        learns to listen.
+        Distance of the groups' mean latents from their middle, on average, when the policy is told them; the longer,
+        the faster it learns to listen.
     preferences : {"own", "all"}
         Whose latents label a pair: the person's own, or its own and every group's mean.
     sample_from : {"policy", "reference"}

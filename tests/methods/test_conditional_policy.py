@@ -108,16 +108,17 @@ def test_the_state_is_a_fresh_adapter_and_what_clients_label_with(make: Make) ->
     assert not torch.equal(state["projection.weight"], other["projection.weight"])
 
 
-def test_latents_are_told_in_proportion_up_to_a_length(make: Make) -> None:
+def test_latents_are_told_from_the_middle_of_the_groups_up_to_a_length(make: Make) -> None:
     phase = make()
     state, scale = begin(phase), make().settings.latent_scale
     praise, criticism = (group_means(state)[group] for group in ("praise", "criticism"))
-    # Lengths 3 and 1, 2 on average.
-    assert torch.allclose(phase.told(state, criticism), criticism / 2 * scale)
-    middle = torch.lerp(praise, criticism, 0.25)
-    assert torch.allclose(phase.told(state, middle), middle / 2 * scale)
-    far = phase.told(state, torch.stack([100 * praise, 0 * praise]))
-    assert far.norm(dim=1).tolist() == pytest.approx([1.5 * scale, 0.0])
+    told = phase.told(state, torch.stack([praise, criticism]))
+    assert told.norm(dim=1).tolist() == pytest.approx([scale, scale])
+    assert torch.allclose(told[0], -told[1], atol=1e-6)
+    middle = (praise + criticism) / 2
+    assert torch.allclose(phase.told(state, middle), torch.zeros_like(middle), atol=1e-6)
+    assert torch.allclose(phase.told(state, torch.lerp(praise, criticism, 0.25)), told[0] / 2, atol=1e-6)
+    assert float(phase.told(state, 100 * praise).norm()) == pytest.approx(1.5 * scale)
 
 
 def test_only_the_policy_is_trained_and_nothing_is_changed_in_place(make: Make, shards: list[PairShard]) -> None:
