@@ -23,6 +23,7 @@ def test_flower_simulation_agrees_with_in_process(run: Runner) -> None:
     assert mean <= TOLERANCE
 
 
+@pytest.mark.slow
 def test_flower_simulation_agrees_on_the_variational_method(run_pairs: Runner) -> None:
     """With mixture weights that stay on the client, and latents that are collected at the end."""
     change = ("method.divergence.weights=gumbel", "method.collect_latents=true", "federation.rounds=2")

@@ -1,0 +1,1 @@
+"""The experiment on FedVPA-GP: a federated variational preference model against honest baselines."""
