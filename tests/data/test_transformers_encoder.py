@@ -15,6 +15,7 @@ import torch
 from fedalign.data.encoders.transformers_encoder import content_hash, pool
 from fedalign.data.schema import Question
 from fedalign.errors import UserError
+from tests.language_models import trained_model
 
 Make = Callable[..., Any]
 WORDS = [
@@ -101,10 +102,8 @@ def test_long_texts_are_cut(make: Make, tiny_bert: Path) -> None:
     assert np.abs(np.subtract(*encode(make, tiny_bert, ["tea is", "tea is good bad"]))).max() > 1e-3
 
 
-def test_a_causal_model_without_a_padding_token(make: Make, root: Path) -> None:
-    folder = root.parent / "shared" / "models" / "tiny-gpt2"
-    if not folder.is_dir():
-        pytest.skip(f"no causal model in {folder}")
+def test_a_causal_model_without_a_padding_token(make: Make) -> None:
+    folder = trained_model()
     vectors = encode(make, folder, pooling="last")
     np.testing.assert_allclose(vectors, encode(make, folder, pooling="last", batch_size=1), atol=1e-4)
 

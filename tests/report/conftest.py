@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
 from fedalign.federation.observer import PhasePlan, RoundReport
 from fedalign.metrics.record import Metric
+from fedalign.report import canvas
 from fedalign.report.metrics_log import MetricsLog
 from fedalign.report.run_directory import RunDirectory
 from fedalign.report.summary import Summary, Timing, Traffic, final_values
@@ -126,3 +128,17 @@ def make_run(tmp_path: Path) -> RunMaker:
 @pytest.fixture
 def guarantee() -> dict[str, Any]:
     return dict(GUARANTEE)
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """Collect the figures before they become bytes."""
+    figures: list[Figure] = []
+    draw = canvas.png
+
+    def collect(figure: Figure) -> bytes:
+        figures.append(figure)
+        return draw(figure)
+
+    monkeypatch.setattr(canvas, "png", collect)
+    return figures

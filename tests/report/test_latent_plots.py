@@ -31,20 +31,6 @@ METRICS = {
 GROUPS = {"a": {"test/accuracy": 0.5, "unseen/accuracy": 0.65}, "b": {"test/accuracy": 1.0}}
 
 
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """Collect the figures before they become bytes."""
-    figures: list[Figure] = []
-    draw = canvas.png
-
-    def collect(figure: Figure) -> bytes:
-        figures.append(figure)
-        return draw(figure)
-
-    monkeypatch.setattr(canvas, "png", collect)
-    return figures
-
-
 def bars(ax: Axes) -> dict[tuple[int, str], float]:
     """Return the length of each bar by row and colour."""
     return {

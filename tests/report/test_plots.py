@@ -9,7 +9,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fedalign.metrics.record import Metric
-from fedalign.report import canvas
 from fedalign.report.curves import Curves
 from fedalign.report.plots import (
     PEOPLE,
@@ -25,20 +24,6 @@ from fedalign.report.run_directory import RunDirectory
 
 PNG = b"\x89PNG\r\n\x1a\n"
 HOSTILE = ["$x^{", "<b>&", "100%_\\frac", "日本", "a\nb", "_hidden", "x" * 300, ""]
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """Collect the figures before they become bytes."""
-    figures: list[Figure] = []
-    draw = canvas.png
-
-    def collect(figure: Figure) -> bytes:
-        figures.append(figure)
-        return draw(figure)
-
-    monkeypatch.setattr(canvas, "png", collect)
-    return figures
 
 
 def curves_of(path: Path) -> Curves:
