@@ -1,4 +1,4 @@
-"""The command line: ``fedalign run``, ``list``, ``report`` and ``predict``; no logic of its own."""
+"""The command line: ``fedalign run``, ``list``, ``report``, ``predict`` and ``audit``; no logic of its own."""
 
 from __future__ import annotations
 
@@ -94,6 +94,15 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--seed", type=int, help="seed of the sampled tokens (default: the run's)")
     predict.add_argument("--out", type=Path, help="write the predictions as JSON")
     predict.set_defaults(command=_predict)
+
+    audit = commands.add_parser("audit", parents=[common], help="try to refute a privacy guarantee with canaries")
+    audit.add_argument("target", nargs="+", metavar="DIR|override", help="a run, or what fedalign run would be told")
+    audit.add_argument("--canaries", type=int, default=1000, help="canary clients, half of them held out (1000)")
+    audit.add_argument("--confidence", type=float, default=0.95, help="of all bounds together (0.95)")
+    audit.add_argument("--bound", default="gdp", help="the one that decides: gdp, one_run, roc or canary (gdp)")
+    audit.add_argument("--output", type=Path, help="directory (default: audit/ in the run's, or one under outputs/)")
+    audit.add_argument("--seed", type=int, help="of the canaries (default: the run's)")
+    audit.set_defaults(command=_audit)
     return parser
 
 
@@ -160,6 +169,15 @@ def _predict(given: argparse.Namespace) -> None:
             write_json_atomic(given.out, content)
         except OSError as error:
             raise UserError(f"--out={given.out}: cannot be written ({error.strerror}); choose another") from error
+
+
+def _audit(given: argparse.Namespace) -> None:
+    from fedalign.audit import Request, audit_run, show
+
+    request = Request(given.canaries, given.confidence, given.bound, given.output, given.seed)
+    audited = audit_run(given.target, request)
+    show(Console(), audited)
+    audited.check()
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from fedalign.federation.checkpoint import NEWEST, Checkpoint
 from fedalign.federation.conductor import Job, Outcome
 from fedalign.federation.observer import Observer
 from fedalign.federation.server_app import make_server_app
+from fedalign.guarantee import check_guarantee, custody_of, refuse_open_metrics
 from fedalign.model_files import save_model
 from fedalign.report.environment import environment
 from fedalign.report.metrics_log import MetricsLog
@@ -29,9 +30,12 @@ from fedalign.report.progress import Progress
 from fedalign.report.render import render_run
 from fedalign.report.run_directory import RunDirectory
 from fedalign.report.summary import Summary, Timing, Traffic, final_values
-from fedalign.site import open_site, setting
+from fedalign.site import open_site, phases_of
 
 _log = logging.getLogger(__name__)
+
+JOURNAL = "privacy.json"
+"""What a run has spent, beside its checkpoints: newer than they are."""
 
 Resolved = Mapping[str, Any]
 
@@ -81,9 +85,9 @@ def resume(path: Path) -> Result:
     directory = RunDirectory.open(path)
     resolved = directory.read_config()
     config = parse(resolved)
-    phases = config.method.phases(setting(config))
-    checkpoint = Checkpoint.load(directory.checkpoints, NEWEST, config.method.name)
     population = _checked_population(resolved, config)
+    phases = phases_of(config, population.questionnaire)
+    checkpoint = Checkpoint.load(directory.checkpoints, NEWEST, config.method.name)
     names = [phase.name for phase in phases]
     directory.truncate_metrics(names[checkpoint.phase], checkpoint.round, names)
     return _conduct_here(directory, resolved, config, population, resume=True)
@@ -103,25 +107,29 @@ def start_on_grid(grid: Grid, context: Context, overrides: Sequence[str]) -> Non
     """
     resolved = resolve(overrides)
     config = parse(resolved)
+    refuse_open_metrics(config)
     directory = _prepare(resolved, config)
     nodes = int(context.run_config.get("nodes", 0))
-    _conduct(directory, resolved, config, nodes, lambda server: server(grid, context), dropped={})
+    _conduct(directory, resolved, config, nodes, lambda server: server(grid, context), _Population(0, {}, {}))
 
 
 @dataclass(frozen=True)
 class _Population:
-    """How many clients there are, and what was left out on the way to them."""
+    """How many clients there are, what was left out on the way to them, and what a survey asks."""
 
     clients: int
     dropped: Mapping[str, int]
+    questionnaire: Mapping[str, int]
 
 
 def _checked_population(resolved: Resolved, config: RunConfig) -> _Population:
     """Look at the data; what is bad in them is found here, before anything is written or started."""
     site = open_site(to_json(resolved), {})
-    config.federation.sampler.check(sum(client.role is Role.TRAIN for client in site.data.clients))
+    training = sorted(client.name for client in site.data.clients if client.role is Role.TRAIN)
+    config.federation.sampler.check(len(training))
+    check_guarantee(config, site.phases, training)
     site.check(client.name for client in site.data.clients)
-    return _Population(len(site.data.clients), site.data.dropped)
+    return _Population(len(site.data.clients), site.data.dropped, site.data.questionnaire)
 
 
 def _prepare(resolved: Resolved, config: RunConfig) -> RunDirectory:
@@ -142,7 +150,7 @@ def _conduct_here(
         config.engine.run(server, open_site, clients, state_path)
 
     nodes = config.engine.nodes(clients)
-    return _conduct(directory, resolved, config, nodes, carry, population.dropped, resume)
+    return _conduct(directory, resolved, config, nodes, carry, population, resume)
 
 
 def _conduct(
@@ -151,7 +159,7 @@ def _conduct(
     config: RunConfig,
     nodes: int,
     carry: Carry,
-    dropped: Mapping[str, int],
+    population: _Population,
     resume: bool = False,
 ) -> Result:
     """Run the federation and write down what comes of it, good or bad."""
@@ -159,7 +167,7 @@ def _conduct(
     began = time.perf_counter()
     try:
         with _watched(directory, resolved, config) as observers, _threads(config.engine.threads):
-            job = _job(directory, resolved, config, nodes, observers, resume)
+            job = _job(directory, resolved, config, nodes, observers, population, resume)
             carry(make_server_app(lambda _: job, outcomes.append))
             if not outcomes:
                 raise RunFailed("the engine ended before the run did")
@@ -167,12 +175,12 @@ def _conduct(
     except BaseException as error:
         reason = f"{type(error).__name__}: {error}".strip().rstrip(":")
         try:
-            _write_end(directory, config, dropped, Outcome(), time.perf_counter() - began, reason)
+            _write_end(directory, config, population.dropped, Outcome(), time.perf_counter() - began, reason)
         except Exception:
             # What went wrong with the run matters more than that it could not be written down.
             _log.exception("%s: the end of the failed run could not be written", directory.path)
         raise
-    return _write_end(directory, config, dropped, outcomes[0], time.perf_counter() - began, None)
+    return _write_end(directory, config, population.dropped, outcomes[0], time.perf_counter() - began, None)
 
 
 def _write_end(
@@ -196,12 +204,14 @@ def _job(
     config: RunConfig,
     nodes: int,
     observers: Sequence[Observer],
+    population: _Population,
     resume: bool,
 ) -> Job:
+    phases = phases_of(config, population.questionnaire)
     return Job(
         method=config.method.name,
         selection=config.method.selection,
-        phases=config.method.phases(setting(config)),
+        phases=phases,
         federation=config.federation,
         seed=config.seed,
         config=to_json(resolved),
@@ -209,6 +219,7 @@ def _job(
         checkpoints=directory.checkpoints,
         observers=observers,
         resume=resume,
+        custody=custody_of(config, phases, directory.checkpoints / JOURNAL),
     )
 
 
@@ -261,7 +272,7 @@ def _summarise(
         rounds=rounds,
         metrics=metrics,
         groups=groups,
-        privacy=config.privacy.guarantee(),
+        privacy=outcome.privacy,
         timing=timing,
         traffic=traffic,
         seed=config.seed,

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fedalign.config import RunConfig, parse
 from fedalign.data.progress import terminal_bar
 from fedalign.federation.site import Site
-from fedalign.methods.base import Setting
+from fedalign.guarantee import local_privacy, metric_names
+from fedalign.methods.base import Phase, Setting
+from fedalign.privacy.local import LocalPrivacy
+from fedalign.privacy.protection import Protection
 from fedalign.rng import Streams
 
 
@@ -40,9 +44,27 @@ def _open(config: str, data_path: str | None) -> Site:
         content["data"]["path"] = data_path
     run = parse({**content, "output": None, "name": "site", "logger": {"_target_": _NO_LOGGER}})
     data = run.data.federate(run.partition, run.encoder, Streams(run.seed), None, terminal_bar)
-    return Site(run.seed, run.engine.threads, run.method.phases(setting(run)), data)
+    phases = phases_of(run, data.questionnaire)
+    return Site(run.seed, run.engine.threads, phases, data, run.privacy, metric_names(run))
 
 
-def setting(run: RunConfig) -> Setting:
+def phases_of(run: RunConfig, questionnaire: Mapping[str, int]) -> Sequence[Phase[Any]]:
+    """Return a method's phases, with the noise of local training where there is to be any.
+
+    Parameters
+    ----------
+    run : RunConfig
+    questionnaire : mapping from question id to int
+        What a survey asks; empty where this process does not know.
+    """
+    known = setting(run, questionnaire)
+    if not isinstance(run.privacy, Protection) or run.privacy.local is None:
+        return run.method.phases(known)
+    silent = LocalPrivacy(run.privacy.local, 0.0, run.privacy.randomness)
+    noise = local_privacy(run, run.method.phases(replace(known, local_privacy=silent)))
+    return run.method.phases(replace(known, local_privacy=noise))
+
+
+def setting(run: RunConfig, questionnaire: Mapping[str, int] | None = None) -> Setting:
     """Return the public facts that a method builds its phases from."""
-    return Setting(run.federation.rounds, run.encoder.dim, run.model, run.encoder)
+    return Setting(run.federation.rounds, run.encoder.dim, run.model, run.encoder, questionnaire or {})

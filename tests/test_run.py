@@ -13,7 +13,7 @@ from flwr.app import Context, RecordDict
 from safetensors.torch import load_file
 
 from fedalign import run
-from fedalign.config import resolve
+from fedalign.config import resolve, to_json
 from fedalign.engines.in_process import InProcess, InProcessGrid
 from fedalign.errors import RunFailed, UserError
 from fedalign.federation.client_app import make_client_app
@@ -66,7 +66,9 @@ def test_the_summary_tells_what_was_done(trained: Path) -> None:
 def test_traffic_is_counted_by_client(trained: Path) -> None:
     """States go to three training clients a round and to all five at each of four evaluations."""
     sizes = {phase: size(trained / "model" / f"{phase}.safetensors") for phase in ("question_prior", "gpo")}
-    empty = 8  # the prior before its round: one offset
+    asks = open_site(to_json(resolve(TINY)), {}).data.questionnaire
+    # The prior before its round: an id, an offset and a count a question, one more offset, a sum an option.
+    empty = 8 + (8 + 8 + 4) * len(asks) + 4 * sum(asks.values())
     down = (3 + 5) * empty + 5 * sizes["question_prior"] + (5 + 3 + 5) * sizes["gpo"]
     assert summary(trained)["traffic"]["down_bytes"] == down
 

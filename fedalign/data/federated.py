@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from fedalign.data.progress import ProgressFactory
@@ -60,9 +61,12 @@ class FederatedData(ABC):
     ----------
     dropped : mapping from str to int
         How many records each documented cleaning rule removed.
+    questionnaire : mapping from question id to int
+        Of a survey: how many answers each question offers, whether or not somebody here answered it. Public.
     """
 
     dropped: Mapping[str, int]
+    questionnaire: Mapping[str, int] = MappingProxyType({})
 
     @property
     @abstractmethod

@@ -26,12 +26,14 @@ class SurveyData(FederatedData):
     questions : mapping from question id to Question
     vectors : mapping from question id to float32 Tensor, shape (options, dim)
     dropped : mapping from cleaning rule to count
+    questionnaire : mapping from question id to int
     """
 
     answers: Mapping[str, ClientAnswers]
     questions: Mapping[str, Question]
     vectors: Mapping[str, Tensor]
     dropped: Mapping[str, int]
+    questionnaire: Mapping[str, int] = field(default_factory=dict)
     _shards: dict[str, SurveyShard] = field(default_factory=dict)
 
     @property
@@ -61,4 +63,5 @@ def federate_survey(
     questions = {qid: question for qid, question in survey.questions.items() if qid in asked}
     store = EmbeddingCache(default_cache_directory() if cache is None else cache)
     vectors = embed(questions.values(), encoder, store, progress)
-    return SurveyData({client.name: client for client in clients}, questions, vectors, survey.dropped)
+    asks = {qid: len(question.options) for qid, question in survey.questions.items()}
+    return SurveyData({client.name: client for client in clients}, questions, vectors, survey.dropped, asks)

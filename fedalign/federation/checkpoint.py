@@ -17,7 +17,7 @@ from fedalign.contribution import State
 from fedalign.errors import UserError
 
 NEWEST, BEST = "newest", "best"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,10 @@ class Checkpoint:
         Selection metric of the best checkpoint so far.
     memories : bool
         Whether nodes saved client memories that belong to this checkpoint.
+    privacy : mapping
+        What has been spent, and bounds that adapt.
+    noise : State
+        Noise that later rounds refer to; as secret as the noise itself.
     """
 
     method: str
@@ -53,6 +57,8 @@ class Checkpoint:
     counters: Mapping[str, float] = field(default_factory=dict)
     best: float | None = None
     memories: bool = False
+    privacy: Mapping[str, Any] = field(default_factory=dict)
+    noise: State = field(default_factory=dict)
 
     @property
     def tag(self) -> str:
@@ -67,6 +73,7 @@ class Checkpoint:
         fresh.mkdir()
         tensors = {f"state/{k}": v for k, v in self.state.items()}
         tensors |= {f"moments/{k}": v for k, v in self.moments.items()}
+        tensors |= {f"noise/{k}": v for k, v in self.noise.items()}
         for phase, state in self.artefacts.items():
             tensors |= {f"artefact/{phase}/{k}": v for k, v in state.items()}
         # A phase may share tensors with an earlier one, which safetensors refuses: write copies.
@@ -115,6 +122,8 @@ class Checkpoint:
                 facts["counters"],
                 facts["best"],
                 facts["memories"],
+                facts["privacy"],
+                _under("noise/", tensors),
             )
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise UserError(f"{place}: the checkpoint cannot be read ({error}); start the run afresh") from error
@@ -129,6 +138,7 @@ def _facts(checkpoint: Checkpoint) -> dict[str, Any]:
         "counters": dict(checkpoint.counters),
         "best": checkpoint.best,
         "memories": checkpoint.memories,
+        "privacy": dict(checkpoint.privacy),
     }
 
 

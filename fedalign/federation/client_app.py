@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import time
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +10,11 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedalign.contribution import Contribution, RunningTotal
 from fedalign.data.federated import ClientInfo
-from fedalign.federation.messages import REPORT, STATE, Instruction, NodeReport
-from fedalign.federation.records import decode_tensors, encode_contribution, payload_bytes
-from fedalign.federation.site import (
-    OpenSite,
-    Site,
-    forget_memory,
-    load_memory,
-    restore_memories,
-    save_memories,
-    store_memory,
-)
-from fedalign.rng import Streams
-
-_log = logging.getLogger(__name__)
-
-Work = Callable[[str], Contribution]
+from fedalign.federation import secure_client
+from fedalign.federation.desk import EvaluationDesk, TrainingDesk, answer
+from fedalign.federation.messages import REPORT, Instruction
+from fedalign.federation.site import OpenSite, Site, restore_memories, save_memories
 
 
 def make_client_app(open_site: OpenSite, state_path: Path | None = None) -> ClientApp:
@@ -56,18 +40,25 @@ def make_client_app(open_site: OpenSite, state_path: Path | None = None) -> Clie
     @app.train()
     def train(message: Message, context: Context) -> Message:
         site, instruction = site_of(message, context)
-        return _reply(message, _train_clients(message, context, site, instruction))
+        return _reply(message, answer(message, context, TrainingDesk(site, instruction, message, context)))
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
         site, instruction = site_of(message, context)
-        phase, state = site.phases[instruction.phase], decode_tensors(message.content.array_records[STATE])
+        return _reply(message, answer(message, context, EvaluationDesk(site, instruction, message)))
 
-        def work(client: str) -> Contribution:
-            streams = Streams(site.seed, phase.name, instruction.round, client)
-            return phase.evaluate(state, site.data.shard(client), streams)
+    @app.query("secure_keys")
+    def secure_keys(message: Message, context: Context) -> Message:
+        site, _ = site_of(message, context)
+        return _reply(message, secure_client.advertise(message, context, site))
 
-        return _reply(message, _add_up(instruction.clients, work))
+    @app.query("secure_shares")
+    def secure_shares(message: Message, context: Context) -> Message:
+        return _reply(message, secure_client.share(message, context))
+
+    @app.query("secure_unmask")
+    def secure_unmask(message: Message, context: Context) -> Message:
+        return _reply(message, secure_client.unmask(message, context))
 
     @app.query("describe")
     def describe(message: Message, context: Context) -> Message:
@@ -93,54 +84,6 @@ def make_client_app(open_site: OpenSite, state_path: Path | None = None) -> Clie
         return _reply(message, _answer(found, found))
 
     return app
-
-
-def _train_clients(message: Message, context: Context, site: Site, instruction: Instruction) -> RecordDict:
-    """Run a phase's local work for the clients of an instruction."""
-    phase, state = site.phases[instruction.phase], decode_tensors(message.content.array_records[STATE])
-
-    def work(client: str) -> Contribution:
-        memory = load_memory(context, phase.name, client)
-        streams = Streams(site.seed, phase.name, instruction.round, client)
-        try:
-            contribution = phase.local(state, site.data.shard(client), streams, memory)
-        except Exception:
-            forget_memory(context, phase.name, client)
-            raise
-        store_memory(context, phase.name, client, memory)
-        return contribution
-
-    return _add_up(instruction.clients, work)
-
-
-def _add_up(clients: Iterable[str], work: Work) -> RecordDict:
-    """Do the work for every client and return the sum with a report; one that fails is left out and named."""
-    running, only = RunningTotal(), None
-    failures: list[tuple[str, str]] = []
-    done: list[str] = []
-    sent, seconds = 0, 0.0
-    for client in clients:
-        start = time.perf_counter()
-        try:
-            contribution = work(client)
-        except Exception as error:
-            _log.debug("client %s failed", client, exc_info=True)
-            failures.append((client, f"{type(error).__name__}: {error}"))
-            continue
-        seconds += time.perf_counter() - start
-        sent += payload_bytes(contribution.tensors) + 8 * len(contribution.scalars)
-        done.append(client)
-        # A single reply keeps its own precision: as float64 it would be twice as long and no more exact.
-        if len(done) == 1:
-            only = contribution
-            continue
-        if only is not None:
-            running.add(only)
-            only = None
-        running.add(contribution)
-    content = encode_contribution(only if only is not None else running.value())
-    content[REPORT] = NodeReport(tuple(done), seconds, sent, tuple(failures)).to_record()
-    return content
 
 
 def _hosted(site: Site, context: Context) -> list[ClientInfo]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from fedalign.contribution import State
 from fedalign.errors import RunFailed
 from fedalign.federation.checkpoint import BEST, NEWEST, Checkpoint
+from fedalign.federation.custody import Custody, NoCustody
 from fedalign.federation.directory import ClientDirectory, discover
 from fedalign.federation.messages import INSTRUCTION, REPORT, RESTORE, SAVE, Instruction
 from fedalign.federation.observer import Observer, PhasePlan, RoundReport
@@ -76,6 +77,8 @@ class Job:
     observers : sequence of Observer
     resume : bool
         Go on from the newest checkpoint.
+    custody : Custody
+        Guards what is released.
     """
 
     method: str
@@ -88,6 +91,7 @@ class Job:
     checkpoints: Path
     observers: Sequence[Observer]
     resume: bool
+    custody: Custody = field(default_factory=NoCustody)
 
     @property
     def main_phase(self) -> int:
@@ -105,10 +109,13 @@ class Outcome:
     counters : dict from str to float
         ``rounds``, ``client_updates``, ``update_s``, ``train_s``, ``down_bytes``, ``up_bytes``, and after a resume
         ``earlier_s``: the time that the run had taken before.
+    privacy : dict or None
+        The guarantee that was kept, as ``summary.json`` states it.
     """
 
     artefacts: dict[str, State] = field(default_factory=dict)
     counters: dict[str, float] = field(default_factory=dict)
+    privacy: dict[str, Any] | None = None
 
 
 class Conductor:
@@ -116,6 +123,8 @@ class Conductor:
 
     def __init__(self, job: Job, grid: Grid) -> None:
         self.job, self.grid = job, grid
+        self._layered = job.custody.layer(grid)
+        self._stopped: dict[str, int] = {}
         self.outcome = Outcome()
         self._best: float | None = None
         self._began = time.perf_counter()
@@ -134,6 +143,7 @@ class Conductor:
         job, settings = self.job, self.job.federation
         start = Checkpoint.load(job.checkpoints, NEWEST, job.method) if job.resume else None
         directory = discover(self.grid, job.config, job.nodes, settings.node_timeout)
+        job.custody.begin(directory)
         plan = [PhasePlan(phase.name, phase.rounds) for phase in job.phases]
         done = None if start is None else (job.phases[start.phase].name, start.round)
         for observer in job.observers:
@@ -143,41 +153,66 @@ class Conductor:
             self.outcome.counters.update(start.counters)
             self.outcome.counters["earlier_s"] = start.counters["elapsed_s"]
             self._best = start.best
+            job.custody.restore(start.privacy, start.noise)
+            self._stopped.update(start.privacy.get("stopped", {}))
             if start.memories:
                 self._restore_memories(start)
         for index in range(start.phase if start else 0, len(job.phases)):
             self._run_phase(index, directory, start if start and start.phase == index else None)
+        self.outcome.privacy = self._statement()
         return self.outcome
+
+    def _statement(self) -> dict[str, Any] | None:
+        told = self.job.custody.statement()
+        return None if told is None else {**told, "stopped_after": dict(self._stopped) or None}
 
     def _run_phase(self, index: int, directory: ClientDirectory, start: Checkpoint | None) -> None:
         job, settings, phase = self.job, self.job.federation, self.job.phases[index]
         stepper = settings.server_optimizer.build()
-        strategy = SumStrategy(phase, index, directory, settings.sampler, stepper, job.config, job.seed)
+        strategy = SumStrategy(phase, index, directory, settings.sampler, stepper, job.config, job.seed, job.custody)
         if start is None:
             state = phase.initial(Streams(job.seed, phase.name), self.outcome.artefacts)
             first = 1
-            self._report(strategy, 0, Tally(), 0.0, self._evaluate(strategy, state, 0))
+            self._report(strategy, 0, Tally(), 0.0, self._evaluate(strategy, state, 0, phase.rounds == 0))
         else:
             state, first = start.state, start.round + 1
             stepper.moments.update(start.moments)
-        for number in range(first, phase.rounds + 1):
+        number, last = first - 1, not self._goes_on(strategy, state, first)
+        while not last:
+            number += 1
             began = time.perf_counter()
             state, metrics = self._train(strategy, state, number)
             trained = strategy.tally
-            last = number == phase.rounds
-            if last or number % settings.evaluate_every == 0:
-                metrics += self._evaluate(strategy, state, number)
+            last = not self._goes_on(strategy, state, number + 1)
+            evaluated = last or number % settings.evaluate_every == 0
+            if evaluated:
+                metrics += self._evaluate(strategy, state, number, last) + self._spent(strategy, number)
             self._report(strategy, number, trained, time.perf_counter() - began, metrics)
-            self._keep_best(strategy, state, number)
+            if evaluated:
+                self._keep_best(strategy, state, number)
             if last or number % settings.checkpoint_every == 0:
                 self._checkpoint(strategy, state, number)
         self.outcome.artefacts[phase.name] = dict(state)
+
+    def _goes_on(self, strategy: SumStrategy, state: State, number: int) -> bool:
+        """Tell whether a phase has a round ``number``, and the budget allows it."""
+        if number > strategy.phase.rounds:
+            return False
+        if self.job.custody.affords(strategy.phase, state, number, strategy.cohort(number)):
+            return True
+        _log.warning("phase %s: round %d would exceed the privacy budget; it ends here", strategy.phase.name, number)
+        self._stopped[strategy.phase.name] = number - 1
+        return False
+
+    def _spent(self, strategy: SumStrategy, number: int) -> list[Metric]:
+        epsilon = self.job.custody.epsilon
+        return [] if epsilon is None else [Metric(strategy.phase.name, number, "server", None, "epsilon", epsilon, 1.0)]
 
     def _train(self, strategy: SumStrategy, state: State, number: int) -> tuple[State, list[Metric]]:
         began = time.perf_counter()
         arrays = encode_tensors(state)
         messages = strategy.configure_train(number, arrays, ConfigRecord(), self.grid)
-        replies = self.grid.send_and_receive(messages, timeout=self.job.federation.round_timeout)
+        replies = self._layered.send_and_receive(messages, timeout=self.job.federation.round_timeout)
         updated, _ = strategy.aggregate_train(number, replies)
         seconds, tally = time.perf_counter() - began, strategy.tally
         down = payload_bytes(state) * tally.asked
@@ -194,13 +229,13 @@ class Conductor:
         metrics += [Metric(name, number, "server", None, key, float(value), 1.0) for key, value in facts.items()]
         return decode_tensors(updated) if updated is not None else state, metrics
 
-    def _evaluate(self, strategy: SumStrategy, state: State, number: int) -> list[Metric]:
+    def _evaluate(self, strategy: SumStrategy, state: State, number: int, last: bool) -> list[Metric]:
         arrays = encode_tensors(state)
         messages = strategy.configure_evaluate(number, arrays, ConfigRecord(), self.grid)
-        replies = self.grid.send_and_receive(messages, timeout=self.job.federation.round_timeout)
+        replies = self._layered.send_and_receive(messages, timeout=self.job.federation.round_timeout)
         strategy.aggregate_evaluate(number, replies)
         self._count(down_bytes=payload_bytes(state) * strategy.tally.asked, up_bytes=strategy.tally.sent_bytes)
-        ends = number == strategy.phase.rounds and strategy.index == len(self.job.phases) - 1
+        ends = last and strategy.index == len(self.job.phases) - 1
         metrics = self._finish(
             strategy, strategy.evaluation_sums, strategy.evaluation_tensors, "test" if ends else "eval", number
         )
@@ -217,6 +252,8 @@ class Conductor:
     ) -> list[Metric]:
         """Turn sums into means by group and values over groups."""
         name = strategy.phase.name
+        if not self.job.custody.by_group:
+            return [Metric(name, number, scope, None, s.name, s.total / s.n, s.n) for s in sums]
         by_group = [Metric(name, number, scope, s.group, s.name, s.total / s.n, s.n) for s in sums]
         overall = strategy.phase.summarise(sums, tensors) if sums else {}
         return by_group + [
@@ -239,13 +276,13 @@ class Conductor:
         return Checkpoint(
             self.job.method, strategy.index, number, state, strategy.optimizer.moments,
             dict(self.outcome.artefacts), {**self.outcome.counters, "elapsed_s": elapsed}, self._best, memories,
+            {**self.job.custody.facts(), "stopped": self._stopped}, self.job.custody.tensors(),
         )  # fmt: skip
 
     def _keep_best(self, strategy: SumStrategy, state: State, number: int) -> None:
         """Save the state if the selection metric of its evaluation is the best of the main phase so far."""
-        evaluated = number == strategy.phase.rounds or number % self.job.federation.evaluate_every == 0
         value = self._selection
-        if not evaluated or value is None or strategy.index != self.job.main_phase:
+        if value is None or strategy.index != self.job.main_phase or not self.job.custody.lets_choose:
             return
         if self._best is None or value > self._best:
             self._best = value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from flwr.app import ConfigRecord, RecordDict
 
@@ -13,6 +13,28 @@ REPORT = "report"
 
 TRAIN, EVALUATE = "train", "evaluate"
 DESCRIBE, SAVE, RESTORE = "query.describe", "query.save", "query.restore"
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Public numbers that every client of an exchange protects its contribution by.
+
+    Parameters
+    ----------
+    bound : float
+        L2 bound of a client's vector; 0 where nothing is clipped.
+    noise_multiplier : float
+        Of noise that clients add themselves.
+    cohort : int
+        Clients that were asked.
+    size : int
+        Numbers in the vector that is added up where the sum is secure; 0 where contributions travel by name.
+    """
+
+    bound: float = 0.0
+    noise_multiplier: float = 0.0
+    cohort: int = 0
+    size: int = 0
 
 
 @dataclass(frozen=True)
@@ -28,12 +50,14 @@ class Instruction:
     round : int
     clients : tuple of str
         Which of the node's clients the order is for.
+    terms : Terms
     """
 
     config: str
     phase: int = 0
     round: int = 0
     clients: tuple[str, ...] = ()
+    terms: Terms = field(default_factory=Terms)
 
     def to_record(self) -> ConfigRecord:
         """Return the record that travels."""
@@ -43,7 +67,8 @@ class Instruction:
     def of(content: RecordDict) -> Instruction:
         """Read the instruction of a message's content."""
         fields = json.loads(str(content.config_records[INSTRUCTION]["json"]))
-        return Instruction(fields["config"], fields["phase"], fields["round"], tuple(fields["clients"]))
+        terms = Terms(**fields["terms"])
+        return Instruction(fields["config"], fields["phase"], fields["round"], tuple(fields["clients"]), terms)
 
 
 @dataclass(frozen=True)

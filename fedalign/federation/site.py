@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from fedalign.data.federated import FederatedData
 from fedalign.federation.records import decode_tensors, encode_tensors
 from fedalign.methods.base import Phase
+from fedalign.privacy.base import NoPrivacy, Privacy
 
 _KEPT = 2
 
@@ -32,12 +33,18 @@ class Site:
     phases : sequence of Phase
     data : FederatedData
         Every client that this node can host.
+    privacy : Privacy
+        What a client does to its contribution before it leaves.
+    metrics : sequence of str
+        What is told of an evaluation where metrics are summed.
     """
 
     seed: int
     threads: int
     phases: Sequence[Phase[Any]]
     data: FederatedData
+    privacy: Privacy = field(default_factory=NoPrivacy)
+    metrics: Sequence[str] = ()
 
     def check(self, clients: Iterable[str]) -> None:
         """Refuse clients whose data a phase cannot work on.

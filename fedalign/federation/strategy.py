@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +15,9 @@ from torch import Tensor
 
 from fedalign.contribution import Contribution, total
 from fedalign.errors import RunFailed
+from fedalign.federation.custody import Custody, NoCustody
 from fedalign.federation.directory import ClientDirectory
-from fedalign.federation.messages import EVALUATE, INSTRUCTION, STATE, TRAIN, Instruction, NodeReport
+from fedalign.federation.messages import EVALUATE, INSTRUCTION, STATE, TRAIN, Instruction, NodeReport, Terms
 from fedalign.federation.records import decode_contribution, decode_tensors, encode_tensors
 from fedalign.federation.sampling import Sampler
 from fedalign.federation.server_optimizer import Stepper
@@ -24,6 +26,9 @@ from fedalign.metrics.record import MetricSum, decode
 from fedalign.rng import Streams
 
 _log = logging.getLogger(__name__)
+
+Inspect = Callable[[int, Contribution], None]
+"""Refuses, by a ValueError, the sum of a number of clients' contributions."""
 
 
 @dataclass
@@ -70,6 +75,8 @@ class SumStrategy(Strategy):
     config : str
         The resolved run configuration (JSON) that nodes build their side from.
     seed : int
+    custody : Custody or None
+        Guards what is released; None promises nothing.
     """
 
     def __init__(
@@ -81,7 +88,9 @@ class SumStrategy(Strategy):
         optimizer: Stepper,
         config: str,
         seed: int,
+        custody: Custody | None = None,
     ) -> None:
+        self.custody = NoCustody() if custody is None else custody
         self.phase, self.index, self.directory = phase, index, directory
         self.sampler, self.optimizer, self.config, self.seed = sampler, optimizer, config, seed
         self.tally = Tally()
@@ -89,17 +98,24 @@ class SumStrategy(Strategy):
         self.evaluation_sums: list[MetricSum] = []
         self.evaluation_tensors: Mapping[str, Tensor] = {}
         self._arrays = ArrayRecord()
+        self._terms = Terms()
+        self._cohort: tuple[int, list[str]] = (0, [])
 
     def summary(self) -> None:
         """Log what the strategy runs."""
         _log.info("phase %s: %d training clients", self.phase.name, len(self.directory.training))
 
     def cohort(self, server_round: int) -> list[str]:
-        """Return the clients of a round; a function of seed, phase and round alone."""
+        """Return the clients of a round; a function of seed, phase and round, unless the cohort is to be a secret."""
+        if self._cohort[0] != server_round:
+            self._cohort = (server_round, self._draw(server_round))
+        return self._cohort[1]
+
+    def _draw(self, server_round: int) -> list[str]:
         if self.phase.participation is Participation.ALL:
             return list(self.directory.training)
-        generator = Streams(self.seed, self.phase.name, server_round).numpy("cohort")
-        return self.sampler.sample(self.directory.training, generator)
+        generator = self.custody.cohort_generator(Streams(self.seed, self.phase.name, server_round))
+        return self.sampler.sample(self.directory.training, generator, server_round)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -108,6 +124,7 @@ class SumStrategy(Strategy):
         self._arrays = arrays
         cohort = self.cohort(server_round)
         self.tally = Tally(asked=len(cohort))
+        self._terms = self.custody.training_terms(self.phase, decode_tensors(arrays), cohort)
         return self._address(grid, TRAIN, cohort, arrays, server_round, self.phase.needs is Needs.INDIVIDUAL)
 
     def aggregate_train(
@@ -120,12 +137,13 @@ class SumStrategy(Strategy):
         RunFailed
             If clients were asked and none contributed.
         """
-        contributions = self._read(replies, f"round {server_round} of phase {self.phase.name}")
-        self.train_sums = []
-        if not contributions:
-            return self._arrays, None
         state = decode_tensors(self._arrays)
-        summed = total(contributions)
+        inspect = functools.partial(self.custody.inspect, self.phase, state, self._terms)
+        contributions = self._read(replies, f"round {server_round} of phase {self.phase.name}", inspect)
+        self.train_sums = []
+        if not contributions and not self.custody.releases_nothing:
+            return self._arrays, None
+        summed = self.custody.release(self.phase, state, server_round, self.cohort(server_round), total(contributions))
         if self.phase.needs is Needs.INDIVIDUAL:
             state = self.phase.update_each(state, contributions, self.optimizer)
         else:
@@ -136,9 +154,13 @@ class SumStrategy(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
-        """Address every client, training and unseen."""
+        """Address every client, training and unseen; nobody where metrics are withheld."""
         clients = [*self.directory.training, *self.directory.unseen]
-        self.tally = Tally(asked=len(clients))
+        terms = self.custody.evaluation_terms(self.phase, clients)
+        self.tally = Tally(asked=0 if terms is None else len(clients))
+        if terms is None:
+            return []
+        self._terms = terms
         return self._address(grid, EVALUATE, clients, arrays, server_round, single=False)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
@@ -150,7 +172,10 @@ class SumStrategy(Strategy):
             If no client answered.
         """
         contributions = self._read(replies, f"evaluation of phase {self.phase.name}, round {server_round}")
-        summed = total(contributions)
+        self.evaluation_sums, self.evaluation_tensors = [], {}
+        if not self.tally.asked:
+            return None
+        summed = self.custody.release_metrics(self.phase, server_round, total(contributions))
         self.evaluation_sums, self.evaluation_tensors = decode(summed.scalars), summed.tensors
         return _record(self.evaluation_sums)
 
@@ -170,13 +195,18 @@ class SumStrategy(Strategy):
         ]
         messages = []
         for node, batch in batches:
-            instruction = Instruction(self.config, self.index, server_round, tuple(batch))
+            instruction = Instruction(self.config, self.index, server_round, tuple(batch), self._terms)
             content = RecordDict({STATE: arrays, INSTRUCTION: instruction.to_record()})
             messages.append(grid.create_message(content, kind, node, str(server_round)))
         return messages
 
-    def _read(self, replies: Iterable[Message], what: str) -> list[Contribution]:
-        """Return the contributions in the order of their clients, whatever node they came from and when."""
+    def _read(
+        self, replies: Iterable[Message], what: str, inspect: Inspect = lambda clients, contribution: None
+    ) -> list[Contribution]:
+        """Return the contributions in the order of their clients, whatever node they came from and when.
+
+        One that may not be added is left out, and its clients count as failed.
+        """
         clients = [*self.directory.training, *self.directory.unseen]
         order = {client: place for place, client in enumerate(clients)}
         good = []
@@ -185,12 +215,19 @@ class SumStrategy(Strategy):
                 self.tally.reasons.append(str(reply.error.reason))
                 continue
             report = NodeReport.of(reply.content)
-            self.tally.updates += len(report.clients)
             self.tally.seconds += report.seconds
             self.tally.sent_bytes += report.sent_bytes
             self.tally.reasons.extend(f"{client}: {reason}" for client, reason in report.failures)
-            if report.clients:
-                good.append((order[report.clients[0]], decode_contribution(reply.content)))
+            if not report.clients:
+                continue
+            try:
+                contribution = decode_contribution(reply.content)
+                inspect(len(report.clients), contribution)
+            except ValueError as error:
+                self.tally.reasons.append(f"{', '.join(report.clients)}: {error}")
+                continue
+            self.tally.updates += len(report.clients)
+            good.append((order[report.clients[0]], contribution))
         if self.tally.asked and not good:
             reason = self.tally.reasons[0].strip() if self.tally.reasons else "no reply in time"
             raise RunFailed(f"every client failed in {what}; the first said: {reason}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -15,7 +15,9 @@ from fedalign.data.federated import Kind
 from fedalign.data.schema import Encoder
 from fedalign.metrics.record import MetricSum
 from fedalign.models.base import ModelSpec
+from fedalign.privacy.local import LocalPrivacy, Unit
 from fedalign.rng import Streams
+from fedalign.template import Template
 
 ShardT = TypeVar("ShardT")
 
@@ -67,6 +69,10 @@ class Phase(ABC, Generic[ShardT]):
         ``ALL`` for phases that are a single sum over the whole population.
     diagnostic : bool
         Whether the phase only looks at what an earlier one learnt.
+    local_units : frozenset of {"example", "user"}
+        What clients can protect with noise of their own in all that the phase has them send, metrics aside.
+    local_steps : int
+        Noisy gradient steps that a client takes in a round, if it does.
     """
 
     name: str
@@ -74,6 +80,8 @@ class Phase(ABC, Generic[ShardT]):
     needs: Needs = Needs.SUM
     participation: Participation = Participation.SAMPLED
     diagnostic: bool = False
+    local_units: frozenset[Unit] = frozenset()
+    local_steps: int = 0
 
     def check(self, shard: ShardT) -> None:
         """Refuse a shard that the phase cannot work on, before the run starts; by default any will do.
@@ -87,6 +95,16 @@ class Phase(ABC, Generic[ShardT]):
     @abstractmethod
     def initial(self, streams: Streams, artefacts: Artefacts) -> State:
         """Return the state before the first round; on the server."""
+
+    def template(self, state: State) -> Template | None:
+        """Return what a contribution to a round may hold; by default a delta for every floating tensor of the state.
+
+        None where names depend on what clients hold, as those of single replies do; such a phase can be run neither
+        with noise nor as a secure sum.
+        """
+        if self.needs is Needs.INDIVIDUAL:
+            return None
+        return Template.of_deltas({name: t for name, t in state.items() if t.is_floating_point()})
 
     @abstractmethod
     def local(self, state: State, shard: ShardT, streams: Streams, memory: Memory) -> Contribution:
@@ -137,12 +155,18 @@ class Setting:
     model : ModelSpec
     encoder : Encoder
         What turned the judgments into vectors, for phases that must read texts of their own making.
+    questionnaire : mapping from question id to int
+        How many answers each question of a survey offers; empty where that is not known in advance.
+    local_privacy : LocalPrivacy or None
+        The noise that clients add to their gradients; None is none.
     """
 
     rounds: int
     features: int
     model: ModelSpec
     encoder: Encoder
+    questionnaire: Mapping[str, int] = field(default_factory=dict)
+    local_privacy: LocalPrivacy | None = None
 
 
 class Method(ABC):

@@ -23,6 +23,7 @@ from fedalign.models.policy import ConditionalPolicy
 from fedalign.models.text import TextCodec
 from fedalign.models.variational import VariationalSpec
 from fedalign.rng import Streams
+from fedalign.template import Template
 
 if TYPE_CHECKING:
     from fedalign.methods.selector import SelectorPhase
@@ -73,6 +74,10 @@ class PolicyPhase(Phase[PairShard]):
         length = (stacked - middle).norm(dim=1).mean().clamp(min=1e-6)
         average = {_AVERAGE: middle}
         return {**fresh, **frozen, **means, **average, _FACTOR: self.settings.latent_scale / length}
+
+    def template(self, state: State) -> Template:
+        """Return a delta for every tensor of the adapter."""
+        return Template.of_deltas(trainable(self.network))
 
     def local(self, state: State, shard: PairShard, streams: Streams, memory: Memory) -> Contribution:
         """Write responses to the client's prompts, label them under its preferences, and train on the pairs."""

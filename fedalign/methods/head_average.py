@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from fedalign.contribution import DELTA, WEIGHT, Contribution, State
+from fedalign.contribution import DELTA, WEIGHT, Contribution, State, mean_delta
 
 HEAD_WEIGHTS = "head_weights"
 
@@ -32,11 +32,14 @@ def change_by_head(
     """
     weights = weight * shares
     changes = {DELTA + name: (tensor - before[name]) * float(weights[head_of(name)]) for name, tensor in after.items()}
-    return Contribution({**changes, HEAD_WEIGHTS: weights}, {WEIGHT: weight})
+    # The weight of an only head is the client's own.
+    return Contribution(changes if len(shares) == 1 else {**changes, HEAD_WEIGHTS: weights}, {WEIGHT: weight})
 
 
 def mean_by_head(contribution: Contribution) -> State:
     """Return each head's mean change, in float64, from a total; a head that nobody trained has none."""
+    if HEAD_WEIGHTS not in contribution.tensors:
+        return mean_delta(contribution)
     weights = contribution.tensors[HEAD_WEIGHTS].double()
     means = {}
     for name, value in contribution.tensors.items():

@@ -16,6 +16,7 @@ from fedalign.contribution import Contribution, State
 from fedalign.methods.base import Needs
 from fedalign.objectives.latent import gaussian_log_density
 from fedalign.rng import Streams
+from fedalign.template import Template
 
 BANK = "bank/"
 MIXTURE = "mixture/"
@@ -76,6 +77,10 @@ class LatentPrior(ABC):
     def components(self, state: State, person: str) -> Components | None:
         """Return the mixture as ``person`` should see it, or None for the standard normal."""
 
+    def template(self, state: State) -> Template | None:
+        """Return what a report holds; None where names depend on who reports."""
+        return Template()
+
     def report(self, state: State, posteriors: Mapping[str, Posterior]) -> dict[str, Tensor]:
         """Return what a client adds to its contribution, by person."""
         return {}
@@ -118,6 +123,10 @@ class BankPrior(LatentPrior):
         rows = torch.stack([entries[i] for i in ids.tolist()])
         means, log_variances = rows[:, 1:].chunk(2, 1)
         return Components(ids, torch.log_softmax(rows[:, 0].log(), 0), means, log_variances)
+
+    def template(self, state: State) -> None:
+        """Return None: each person's report has a name of its own."""
+        return
 
     def report(self, state: State, posteriors: Mapping[str, Posterior]) -> dict[str, Tensor]:
         """Return each person's posterior under its id: judgments, mean, log variance."""
@@ -177,6 +186,10 @@ class MixturePrior(LatentPrior):
         """Return p(component | posterior) of a person, shape (K,), with the posterior's variance taken in."""
         spread = torch.logaddexp(state[MIXTURE + "log_variance"], log_variance)
         return torch.softmax(gaussian_log_density(mean, state[MIXTURE + "mean"], spread), 0)
+
+    def template(self, state: State) -> Template:
+        """Return the sufficient statistics of every component."""
+        return Template({MIXTURE + part: tuple(state[MIXTURE + part].shape) for part in ("n", "sum", "square")})
 
     def report(self, state: State, posteriors: Mapping[str, Posterior]) -> dict[str, Tensor]:
         """Return responsibilities, and first and second moments weighted by them, summed over people."""

@@ -1,4 +1,8 @@
-"""Gradient steps on a client: optimiser, learning-rate schedule, proximal term, and what persists between rounds."""
+"""Gradient steps on a client: optimiser, learning-rate schedule, proximal term, and what persists between rounds.
+
+With local privacy the gradients are DP-SGD's. All that follows, from the proximal term to the optimiser's moments,
+depends on the data through them alone and costs no privacy.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedalign.contribution import State
+from fedalign.errors import UserError
 from fedalign.methods.base import Memory
+from fedalign.privacy.dp_sgd import UnitLosses, private_gradients
+from fedalign.privacy.local import KEY, LocalPrivacy
+from fedalign.rng import Streams
 
 _MOMENTS = "optimizer"
 
@@ -116,25 +124,120 @@ def train(
     FloatingPointError
         If a loss is not finite.
     """
-    load_parameters(network, state)
-    optimizer = settings.build_optimizer([*trainable(network).values(), *personal])
-    if settings.optimizer_state == "persist":
-        _recall(optimizer, network, memory)
     losses = 0.0
-    for step in range(settings.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate(steps_before + step, total_steps)
-        optimizer.zero_grad(set_to_none=True)
+
+    def gradients(step: int) -> None:
+        nonlocal losses
         value = loss(step)
         value.backward()  # type: ignore[no-untyped-call]
-        _shape_gradients(network, state, settings)
-        optimizer.step()
         losses += float(value.detach())
+
+    optimizer = _descend(network, state, gradients, settings, steps_before, total_steps, memory, personal)
     if not math.isfinite(losses):
         raise FloatingPointError(f"local loss is {losses}; lower method.local.lr")
     if settings.optimizer_state == "persist":
         _remember(optimizer, network, memory)
     return losses / settings.steps
+
+
+def train_privately(
+    network: nn.Module,
+    state: State,
+    units: UnitLosses,
+    settings: LocalTraining,
+    privacy: LocalPrivacy,
+    steps_before: int,
+    total_steps: int,
+    memory: Memory,
+    streams: Streams,
+) -> None:
+    """Take ``settings.steps`` steps of DP-SGD from ``state``; the network holds the result, which is private.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Overwritten with ``state`` first.
+    units : UnitLosses
+        What is protected, and its losses at the network's present parameters.
+    settings : LocalTraining
+    privacy : LocalPrivacy
+    steps_before, total_steps, memory
+        See :func:`train`.
+    streams : Streams
+        At the client's place in the round.
+
+    Raises
+    ------
+    RuntimeError
+        If a trained tensor has no part in the losses, or its gradient did not move it.
+    FloatingPointError
+        If a trained tensor is not finite at the end.
+    """
+    check_private(settings)
+    moved: set[str] = set()
+    with private_gradients(network, units, privacy, streams) as writer:
+
+        def gradients(step: int) -> None:
+            writer.write(step)
+            rate = settings.learning_rate(steps_before + step, total_steps)
+            moved.update(name for name, parameter in trainable(network).items() if _moves(parameter, rate))
+
+        optimizer = _descend(network, state, gradients, settings, steps_before, total_steps, memory)
+    for name, parameter in trainable(network).items():
+        if not bool(parameter.isfinite().all()):
+            raise FloatingPointError(f"{name} is not finite after a round; lower method.local.lr")
+        if name in moved and torch.equal(parameter, state[name].to(parameter)):
+            raise RuntimeError(f"{name} has a gradient, but did not change: the network does not train it")
+    if settings.optimizer_state == "persist":
+        _remember(optimizer, network, memory)
+
+
+def check_private(settings: LocalTraining) -> None:
+    """Refuse a setting that DP-SGD has no place for.
+
+    Raises
+    ------
+    UserError
+        If gradients are to be shrunk once more.
+    """
+    if settings.max_grad_norm is not None:
+        raise UserError(
+            f"method.local.max_grad_norm={settings.max_grad_norm}: DP-SGD bounds the gradient of each unit by "
+            f"{KEY}.clip; set method.local.max_grad_norm=null"
+        )
+
+
+def _descend(
+    network: nn.Module,
+    state: State,
+    gradients: Callable[[int], None],
+    settings: LocalTraining,
+    steps_before: int,
+    total_steps: int,
+    memory: Memory,
+    personal: Sequence[nn.Parameter] = (),
+) -> torch.optim.Optimizer:
+    """Take the steps along what ``gradients(step)`` writes, from ``state``; return the optimiser with its moments."""
+    load_parameters(network, state)
+    optimizer = settings.build_optimizer([*trainable(network).values(), *personal])
+    if settings.optimizer_state == "persist":
+        _recall(optimizer, network, memory)
+    for step in range(settings.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate(steps_before + step, total_steps)
+        optimizer.zero_grad(set_to_none=True)
+        gradients(step)
+        _shape_gradients(network, state, settings)
+        optimizer.step()
+    return optimizer
+
+
+def _moves(parameter: nn.Parameter, rate: float) -> bool:
+    """Tell whether a plain step along the gradient is more than rounding."""
+    if parameter.grad is None:
+        return False
+    finest = torch.finfo(parameter.dtype).eps * parameter.detach().abs().max()
+    return bool(rate * parameter.grad.abs().max() > finest)
 
 
 def _shape_gradients(network: nn.Module, state: State, settings: LocalTraining) -> None:

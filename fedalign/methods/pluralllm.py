@@ -18,13 +18,16 @@ from fedalign.contribution import Contribution, State, weighted_delta
 from fedalign.data.schema import GroupJudgments, SurveyShard
 from fedalign.errors import UserError
 from fedalign.methods.base import Artefacts, Memory, Phase, Setting
-from fedalign.methods.local_training import LocalTraining, load_parameters, train
+from fedalign.methods.local_training import LocalTraining, check_private, load_parameters, train, train_privately
 from fedalign.methods.question_prior import Base, QuestionPriorPhase, base_of
 from fedalign.methods.survey import Evaluation, Points, SurveyMethod, SurveyPhase, points_of
 from fedalign.metrics.record import MetricSum, encode
 from fedalign.models.gpo import GPOModel
 from fedalign.objectives.gpo_nll import gpo_nll, segment_log_softmax
+from fedalign.privacy.dp_sgd import UnitLosses
+from fedalign.privacy.local import KEY, LocalPrivacy, Unit
 from fedalign.rng import Streams
+from fedalign.template import Template
 
 PRIOR_FEATURES = 2
 
@@ -66,10 +69,13 @@ class GPOPhase(SurveyPhase):
     """Federated training of a GPO network, on top of a question prior where the artefacts hold one."""
 
     name = "gpo"
+    local_units: frozenset[Unit] = frozenset({"user"})
 
     def __init__(self, method: PluralLLM, setting: Setting) -> None:
         assert isinstance(setting.model, GPOModel)
         self.rounds = setting.rounds
+        self.local_steps = method.local.steps
+        self._privacy = setting.local_privacy
         self.method = method
         self.evaluation = method.evaluation
         self._with_prior = method.prior == "federated"
@@ -83,8 +89,14 @@ class GPOPhase(SurveyPhase):
         state = {name: parameter.detach() for name, parameter in fresh.named_parameters()}
         return {**state, **artefacts.get(QuestionPriorPhase.name, {})}
 
+    def template(self, state: State) -> Template:
+        """Return a delta for every weight of the network."""
+        return Template.of_deltas(dict(self._network.named_parameters()))
+
     def local(self, state: State, shard: SurveyShard, streams: Streams, memory: Memory) -> Contribution:
         """Train on episodes of the shard's groups; one gradient step sees every group of the shard once."""
+        if self._privacy is not None:
+            return self._local_privately(state, shard, streams, memory, self._privacy)
         local = self.method.local
         generator = streams.torch("episodes")
         bases = [self._base(state, shard, judgments) for judgments in shard.groups]
@@ -97,7 +109,7 @@ class GPOPhase(SurveyPhase):
                 context, target = self.method.episode.draw(judgments.train, generator)
                 if step == 0:
                     first_points += len(points_of(judgments, torch.cat([context, target])).index)
-                terms.append(self._episode_loss(judgments, base, context, target))
+                terms.append(self.episode_loss(judgments, base, context, target))
             return torch.stack(terms).mean()
 
         before = local.steps * (streams.round - 1)
@@ -117,6 +129,15 @@ class GPOPhase(SurveyPhase):
         mean, _, points = self._forward(judgments, base, context, target)
         return segment_log_softmax(mean.double(), points.segments, points.questions).exp()
 
+    def _local_privately(
+        self, state: State, shard: SurveyShard, streams: Streams, memory: Memory, privacy: LocalPrivacy
+    ) -> Contribution:
+        """Return the change of the network by DP-SGD, at a weight that says nothing of the client."""
+        local, units = self.method.local, _EachGroup(self, shard, streams)
+        steps = (local.steps * (streams.round - 1), local.steps * self.rounds)
+        train_privately(self._network, state, units, local, privacy, *steps, memory, streams)
+        return weighted_delta(state, dict(self._network.named_parameters()), 1.0)
+
     def _build(self, streams: Streams) -> nn.Module:
         with streams.torch_default("gpo/initial"):
             return self._model.build(self._features, PRIOR_FEATURES if self._with_prior else 0)
@@ -129,7 +150,7 @@ class GPOPhase(SurveyPhase):
         questions = sum(len(judgments.train) for judgments in shard.groups)
         return {"uniform": 1.0, "questions": float(questions), "points": float(first_points)}[self.method.weight]
 
-    def _episode_loss(self, judgments: GroupJudgments, base: Base | None, context: Tensor, target: Tensor) -> Tensor:
+    def episode_loss(self, judgments: GroupJudgments, base: Base | None, context: Tensor, target: Tensor) -> Tensor:
         """Return the negative log-likelihood of one group's target points given its context."""
         mean, log_std, points = self._forward(judgments, base, context, target)
         nll = gpo_nll(mean, log_std, judgments.shares[points.index], points.segments, points.questions)
@@ -151,6 +172,25 @@ class GPOPhase(SurveyPhase):
         columns.append(torch.stack([base.shares[index], torch.log1p(base.support[index])], 1))
         deviation, log_std = self._network(torch.cat(columns, 1), len(seen.index))
         return base.shares[hidden.index].log() + deviation, log_std, hidden
+
+
+class _EachGroup(UnitLosses):
+    """A unit is one group of a client; a step sees one episode of it."""
+
+    def __init__(self, phase: GPOPhase, shard: SurveyShard, streams: Streams) -> None:
+        self._phase, self._groups, self._streams = phase, shard.groups, streams
+
+    @property
+    def units(self) -> int:
+        return len(self._groups)
+
+    def losses(self, chosen: Tensor, step: int) -> Tensor:
+        return torch.stack([self._loss(self._groups[unit], step) for unit in chosen.tolist()])
+
+    def _loss(self, judgments: GroupJudgments, step: int) -> Tensor:
+        generator = self._streams.torch(f"dp_sgd/{step}/{judgments.group}")
+        context, target = self._phase.method.episode.draw(judgments.train, generator)
+        return self._phase.episode_loss(judgments, None, context, target)
 
 
 @dataclass(frozen=True)
@@ -187,7 +227,32 @@ class PluralLLM(SurveyMethod):
 
     def phases(self, setting: Setting) -> Sequence[Phase[SurveyShard]]:
         """Return the prior's phase, where it is used, and the network's."""
+        if setting.local_privacy is not None:
+            self._check_private(setting.local_privacy)
         phases: list[Phase[SurveyShard]] = []
         if self.prior == "federated":
-            phases.append(QuestionPriorPhase(self.smoothing, self.evaluation))
+            phases.append(QuestionPriorPhase(self.smoothing, self.evaluation, setting.questionnaire))
         return [*phases, GPOPhase(self, setting)]
+
+    def _check_private(self, privacy: LocalPrivacy) -> None:
+        """Refuse settings under which one group would reach what is sent past the noise."""
+        check_private(self.local)
+        if self.prior != "none":
+            raise UserError(
+                f"{KEY}: method.prior={self.prior} sums answers, which DP-SGD does not hide; set method.prior=none or "
+                "privacy=central"
+            )
+        if self.weight != "uniform":
+            raise UserError(
+                f"{KEY}: method.weight={self.weight} shows how much a client holds; set method.weight=uniform"
+            )
+        if privacy.settings.unit != "user":
+            raise UserError(
+                f"{KEY}.unit={privacy.settings.unit}: an answer is context of a group's other answers and cannot be "
+                f"protected alone; set {KEY}.unit=user, which protects whole groups"
+            )
+        if privacy.settings.grad_sample != "loop":
+            raise UserError(
+                f"{KEY}.grad_sample={privacy.settings.grad_sample}: groups are read one by one and have different "
+                f"numbers of points; set {KEY}.grad_sample=loop"
+            )

@@ -8,7 +8,7 @@ the distribution it is predicted from. The prior alone is also the baseline that
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -28,6 +28,7 @@ from fedalign.methods.base import (
 )
 from fedalign.methods.survey import Evaluation, SurveyMethod, SurveyPhase, points_of
 from fedalign.rng import Streams
+from fedalign.template import Template
 
 QUESTION = "question/"
 CONTRIBUTOR = "contributor/"
@@ -59,20 +60,25 @@ class Base:
     support: Tensor
 
 
-def empty_prior() -> State:
-    """Return the prior that knows nothing: every base distribution is uniform."""
-    long = torch.zeros(0, dtype=torch.int64)
+def empty_prior(questionnaire: Mapping[str, int]) -> State:
+    """Return the prior that knows what is asked, and no answers: every base distribution is uniform."""
+    sizes = {stable_id(question): size for question, size in questionnaire.items()}
+    ids = sorted(sizes)
+    offsets = torch.tensor([0] + [sizes[key] for key in ids], dtype=torch.int64).cumsum(0)
     return {
-        IDS: long,
-        OFFSETS: torch.zeros(1, dtype=torch.int64),
-        SUMS: torch.zeros(0),
-        COUNTS: torch.zeros(0),
-        CLIENTS: long.clone(),
+        IDS: torch.tensor(ids, dtype=torch.int64),
+        OFFSETS: offsets,
+        SUMS: torch.zeros(int(offsets[-1])),
+        COUNTS: torch.zeros(len(ids)),
+        CLIENTS: torch.zeros(0, dtype=torch.int64),
     }
 
 
 def contribute_answers(shard: SurveyShard) -> Contribution:
-    """Return the shard's part of the prior: per question the summed shares and, last, the number of groups."""
+    """Return the shard's part of the prior: per question the summed shares and, last, the number of groups.
+
+    The names say which questions the client answered; :func:`contribute_to_known` does not.
+    """
     tensors: dict[str, Tensor] = {}
     for judgments in shard.groups:
         for question in judgments.train.tolist():
@@ -96,6 +102,41 @@ def pack_prior(total: Contribution) -> State:
         OFFSETS: sizes.cumsum(0),
         SUMS: torch.cat([rows[key][:-1] for key in ids]).float() if ids else torch.zeros(0),
         COUNTS: torch.tensor([float(rows[key][-1]) for key in ids]),
+        CLIENTS: torch.tensor(clients, dtype=torch.int64),
+    }
+
+
+def contribute_to_known(state: State, shard: SurveyShard) -> Contribution:
+    """Return the shard's part of a prior whose questions are known: sums and counts of all, most of them zero.
+
+    A question that the prior does not know is left out.
+    """
+    sums, counts = torch.zeros_like(state[SUMS]), torch.zeros_like(state[COUNTS])
+    for judgments in shard.groups:
+        known, rows = _rows_of(state, judgments, judgments.train)
+        points = points_of(judgments, known)
+        first = judgments.offsets[known][points.segments]
+        places = state[OFFSETS][rows[points.segments]] + points.index - first
+        sums.index_add_(0, places, judgments.shares[points.index])
+        counts.index_add_(0, rows, torch.ones(len(rows)))
+    return Contribution({SUMS: sums, COUNTS: counts}, {CONTRIBUTOR + shard.client: 1.0})
+
+
+def update_known(state: State, total: Contribution) -> State:
+    """Return the prior of the questions that somebody answered, from the total of :func:`contribute_to_known`.
+
+    Noise may have made sums and counts negative; sums are cut off at 0, and a question whose count is not positive is
+    one that nobody answered. A total that names no contributors, as one under a privacy guarantee, is used by everyone
+    as it is: nobody takes its own part out.
+    """
+    clients = sorted(stable_id(k.removeprefix(CONTRIBUTOR)) for k in total.scalars if k.startswith(CONTRIBUTOR))
+    counts, sizes = total.tensors[COUNTS].float(), state[OFFSETS].diff()
+    answered = counts > 0
+    return {
+        IDS: state[IDS][answered],
+        OFFSETS: torch.cat([torch.zeros(1, dtype=torch.int64), sizes[answered].cumsum(0)]),
+        SUMS: total.tensors[SUMS].float().clamp_min(0)[torch.repeat_interleave(answered, sizes)],
+        COUNTS: counts[answered],
         CLIENTS: torch.tensor(clients, dtype=torch.int64),
     }
 
@@ -130,17 +171,24 @@ def base_of(state: State, shard: SurveyShard, judgments: GroupJudgments, smoothi
 def _look_up(state: State, judgments: GroupJudgments) -> tuple[Tensor, Tensor]:
     """Return the prior's sums, shape (points,), and counts, shape (questions,); zero where it knows nothing."""
     sums, counts = torch.zeros(len(judgments.shares)), torch.zeros(len(judgments.question_ids))
-    ids = state[IDS]
-    if not len(ids):
-        return sums, counts
-    wanted = torch.tensor([stable_id(name) for name in judgments.question_ids])
-    rows = torch.searchsorted(ids, wanted).clamp_max(len(ids) - 1)
-    known = (ids[rows] == wanted).nonzero().squeeze(1)
+    known, rows = _rows_of(state, judgments, torch.arange(len(judgments.question_ids)))
     points = points_of(judgments, known)
     first = judgments.offsets[known][points.segments]
-    sums[points.index] = state[SUMS][state[OFFSETS][rows[known]][points.segments] + points.index - first]
-    counts[known] = state[COUNTS][rows[known]]
+    sums[points.index] = state[SUMS][state[OFFSETS][rows][points.segments] + points.index - first]
+    counts[known] = state[COUNTS][rows]
     return sums, counts
+
+
+def _rows_of(state: State, judgments: GroupJudgments, questions: Tensor) -> tuple[Tensor, Tensor]:
+    """Return those of ``questions`` that the prior knows with as many options, and their rows in it."""
+    ids, nothing = state[IDS], torch.zeros(0, dtype=torch.int64)
+    if not len(ids) or not len(questions):
+        return nothing, nothing
+    wanted = torch.tensor([stable_id(judgments.question_ids[question]) for question in questions.tolist()])
+    rows = torch.searchsorted(ids, wanted).clamp_max(len(ids) - 1)
+    sizes = judgments.offsets.diff()[questions]
+    known = (ids[rows] == wanted) & (state[OFFSETS].diff()[rows] == sizes)
+    return questions[known], rows[known]
 
 
 class QuestionPriorPhase(SurveyPhase):
@@ -150,21 +198,26 @@ class QuestionPriorPhase(SurveyPhase):
     rounds = 1
     participation = Participation.ALL
 
-    def __init__(self, smoothing: float, evaluation: Evaluation) -> None:
-        self.smoothing = smoothing
-        self.evaluation = evaluation
+    def __init__(self, smoothing: float, evaluation: Evaluation, questionnaire: Mapping[str, int]) -> None:
+        self.smoothing, self.evaluation, self.questionnaire = smoothing, evaluation, questionnaire
 
     def initial(self, streams: Streams, artefacts: Artefacts) -> State:
         """Return the empty prior."""
-        return empty_prior()
+        return empty_prior(self.questionnaire)
+
+    def template(self, state: State) -> Template | None:
+        """Return the sums and counts of all questions; None where it is not known which are asked."""
+        if not len(state[IDS]):
+            return None
+        return Template({name: tuple(state[name].shape) for name in (SUMS, COUNTS)})
 
     def local(self, state: State, shard: SurveyShard, streams: Streams, memory: Memory) -> Contribution:
-        """Return the shard's answers as named sums."""
-        return contribute_answers(shard)
+        """Return the shard's answers as sums."""
+        return contribute_to_known(state, shard) if len(state[IDS]) else contribute_answers(shard)
 
     def update(self, state: State, total: Contribution, optimizer: ServerOptimizer) -> State:
         """Return the packed prior."""
-        return pack_prior(total)
+        return update_known(state, total) if len(state[IDS]) else pack_prior(total)
 
     def predict(
         self, state: State, shard: SurveyShard, judgments: GroupJudgments, context: Tensor, target: Tensor
@@ -192,4 +245,4 @@ class QuestionMean(SurveyMethod):
 
     def phases(self, setting: Setting) -> Sequence[Phase[SurveyShard]]:
         """Return the one phase; ``federation.rounds`` plays no part."""
-        return [QuestionPriorPhase(self.smoothing, self.evaluation)]
+        return [QuestionPriorPhase(self.smoothing, self.evaluation, setting.questionnaire)]

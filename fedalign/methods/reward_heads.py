@@ -15,30 +15,37 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedalign.contribution import Contribution, State, total
+from fedalign.contribution import Contribution, State, total, weighted_delta
 from fedalign.data.pairs import Judgments, PairShard
 from fedalign.errors import UserError
 from fedalign.methods.adaptation import Adaptation
 from fedalign.methods.assignment import Assignment, Heads
-from fedalign.methods.base import Artefacts, Memory, Phase, ServerOptimizer, Setting
+from fedalign.methods.base import Artefacts, Memory, Needs, Phase, ServerOptimizer, Setting
 from fedalign.methods.episodes import EpisodePlan
-from fedalign.methods.head_average import change_by_head, mean_by_head
-from fedalign.methods.local_training import LocalTraining, load_parameters, train, trainable
+from fedalign.methods.head_average import HEAD_WEIGHTS, change_by_head, mean_by_head
+from fedalign.methods.local_training import LocalTraining, load_parameters, train, train_privately, trainable
 from fedalign.methods.membership import Membership
 from fedalign.methods.pairs import PairEvaluation, PairMethod, PairPhase, Predictor, batch_of
+from fedalign.methods.reward_units import check_reward, reward_units
 from fedalign.metrics.record import MetricSum, encode
 from fedalign.models.reward import RewardHeads, RewardSpec
+from fedalign.privacy.local import LocalPrivacy, Unit
 from fedalign.rng import Streams
+from fedalign.template import Template
 
 
 class RewardPhase(PairPhase):
     """Federated training of the heads."""
 
     name = "reward"
+    local_units: frozenset[Unit] = frozenset({"example", "user"})
 
     def __init__(self, method: RewardHeadsMethod, setting: Setting) -> None:
         assert isinstance(setting.model, RewardSpec)
+        check_reward(method, setting.local_privacy)
         self.rounds = setting.rounds
+        self.local_steps = 0 if method.local is None else method.local.steps
+        self._privacy = setting.local_privacy
         self.needs = method.assignment.needs
         self.method, self.evaluation = method, method.evaluation
         self._spec, self._features = setting.model, setting.features
@@ -55,11 +62,20 @@ class RewardPhase(PairPhase):
         """Return freshly drawn heads, which depend on the seed alone."""
         return {name: p.detach() for name, p in trainable(self._build(Streams(streams.seed))).items()}
 
+    def template(self, state: State) -> Template | None:
+        """Return a delta for every weight, and the weight that each head was trained with."""
+        if self.needs is Needs.INDIVIDUAL:
+            return None
+        deltas = Template.of_deltas(trainable(self.network))
+        return deltas if self.method.heads == 1 else deltas | Template({HEAD_WEIGHTS: (self.method.heads,)})
+
     def local(self, state: State, shard: PairShard, streams: Streams, memory: Memory) -> Contribution:
         """Train on the judgments of episodes, context and targets alike, as the person's membership says."""
         local = self.method.local
         if local is None:
             raise ValueError("method.local=null has no federated rounds")
+        if self._privacy is not None:
+            return self._local_privately(state, shard, streams, memory, local, self._privacy)
         assignment = self.method.assignment
         self.load(state)
         reports = assignment.report(self._heads, shard.people, streams.round)
@@ -149,6 +165,25 @@ class RewardPhase(PairPhase):
             logits = self.network.logits(batch.first, batch.second)
             losses.append(members[pick.judgments.person].losses(logits, batch.preferred, pick.index))
         return torch.cat(losses).mean()
+
+    def _local_privately(
+        self,
+        state: State,
+        shard: PairShard,
+        streams: Streams,
+        memory: Memory,
+        local: LocalTraining,
+        privacy: LocalPrivacy,
+    ) -> Contribution:
+        """Return the change of the head by DP-SGD, at a weight that says nothing of the client."""
+        units = reward_units(self.method, privacy.settings.unit, self.network, shard.people, streams)
+        steps = (local.steps * (streams.round - 1), local.steps * self.rounds)
+        with streams.torch_default("dropout"):
+            self.network.train()
+            train_privately(self.network, state, units, local, privacy, *steps, memory, streams)
+        self.network.eval()
+        after = {name: parameter.detach() for name, parameter in trainable(self.network).items()}
+        return weighted_delta(state, after, 1.0)
 
     def _adapt(
         self, settings: Adaptation, state: State, judgments: Judgments, context: Tensor, streams: Streams

@@ -16,13 +16,16 @@ from fedalign.methods.divergence import LocalWeights
 from fedalign.methods.episodes import Drawn
 from fedalign.methods.latent_prior import Components, Posterior
 from fedalign.methods.latents import activity, moments, opposed
-from fedalign.methods.local_training import load_parameters, train, trainable
+from fedalign.methods.local_training import load_parameters, train, train_privately, trainable
 from fedalign.methods.pairs import PairPhase, Predictor, batch_of
+from fedalign.methods.selector_units import EachLatent, check_selector
 from fedalign.metrics.record import MetricSum, encode
 from fedalign.models.variational import VariationalReward, VariationalSpec
 from fedalign.objectives.latent import aggregate_posterior
 from fedalign.objectives.preference import preference_nll
+from fedalign.privacy.local import LocalPrivacy, Unit
 from fedalign.rng import Streams
+from fedalign.template import Template
 
 if TYPE_CHECKING:
     from fedalign.methods.fedvpa import FedVPA
@@ -54,10 +57,14 @@ class SelectorPhase(PairPhase):
     """Federated training of the variational selector."""
 
     name = "selector"
+    local_units: frozenset[Unit] = frozenset({"user"})
 
     def __init__(self, method: FedVPA, setting: Setting) -> None:
         assert isinstance(setting.model, VariationalSpec)
+        check_selector(method, setting.local_privacy)
         self.rounds = setting.rounds
+        self.local_steps = method.local.steps
+        self._privacy = setting.local_privacy
         self.needs = method.prior.needs
         self.method, self.evaluation = method, method.evaluation
         self._spec, self._features = setting.model, setting.features
@@ -77,8 +84,15 @@ class SelectorPhase(PairPhase):
         state = {name: p.detach() for name, p in trainable(fresh).items()}
         return {**state, **self.method.prior.initial(self._spec.latent, streams)}
 
+    def template(self, state: State) -> Template | None:
+        """Return a delta for every trained tensor, and what the prior is told."""
+        reports = self.method.prior.template(state)
+        return None if reports is None else Template.of_deltas(trainable(self.network)) | reports
+
     def local(self, state: State, shard: PairShard, streams: Streams, memory: Memory) -> Contribution:
         """Train on episodes of the shard's people, and report their posteriors to the prior."""
+        if self._privacy is not None:
+            return self._local_privately(state, shard, streams, memory, self._privacy)
         local = self.method.local
         views = {judgments.person: self._view(state, judgments, memory) for judgments in shard.people}
         generator = streams.torch("episodes")
@@ -86,11 +100,10 @@ class SelectorPhase(PairPhase):
 
         def loss(step: int) -> Tensor:
             position = streams.round - 1 + step / local.steps
-            reconstruction, kl, rest = self._losses(shard, views, position, generator)
+            reconstruction, kl, rest = self._losses(shard.people, views, position, generator)
             sums["reconstruction"] += float(reconstruction.detach()) / local.steps
             sums["kl"] += float(kl.detach()) / local.steps
-            beta = self.method.divergence.beta * self.method.divergence.annealing.factor(position)
-            return reconstruction + beta * kl + rest
+            return reconstruction + self._kl_weight(position) * kl + rest
 
         own = [view.weights for view in views.values() if view.weights is not None]
         before = local.steps * (streams.round - 1)
@@ -169,6 +182,37 @@ class SelectorPhase(PairPhase):
         """Return what pair predictors report, and the number of active units."""
         return {**super().summarise(sums, tensors), **activity(tensors)}
 
+    def person_loss(self, state: State, judgments: Judgments, position: float, generator: torch.Generator) -> Tensor:
+        """Return the loss of one person's episodes at the network's present weights, a scalar.
+
+        Parameters
+        ----------
+        state : State
+        judgments : Judgments
+        position : float
+            Rounds since the start.
+        generator : torch.Generator
+            Of the episodes and latents.
+        """
+        views = {judgments.person: self._view(state, judgments, {})}
+        reconstruction, kl, rest = self._losses([judgments], views, position, generator)
+        return reconstruction + self._kl_weight(position) * kl + rest
+
+    def _local_privately(
+        self, state: State, shard: PairShard, streams: Streams, memory: Memory, privacy: LocalPrivacy
+    ) -> Contribution:
+        """Return the change of the network by DP-SGD, at a weight that says nothing of the client, and no report."""
+        local, units = self.method.local, EachLatent(self, state, shard.people, streams)
+        steps = (local.steps * (streams.round - 1), local.steps * self.rounds)
+        with streams.torch_default("dropout"):
+            self.network.train()
+            train_privately(self.network, state, units, local, privacy, *steps, memory, streams)
+        self.network.eval()
+        return weighted_delta(*self._change(state), 1.0)
+
+    def _kl_weight(self, position: float) -> float:
+        return self.method.divergence.beta * self.method.divergence.annealing.factor(position)
+
     def _predictor(self, z: Tensor) -> Predictor:
         return lambda first, second: self.network.reward.odds(first, second, z)
 
@@ -188,11 +232,11 @@ class SelectorPhase(PairPhase):
         return PersonView(judgments, components, weights, label)
 
     def _losses(
-        self, shard: PairShard, views: Mapping[str, PersonView], position: float, generator: torch.Generator
+        self, people: Sequence[Judgments], views: Mapping[str, PersonView], position: float, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return negative log-likelihood a target, KL a person, and the prototype loss, each a mean over episodes."""
         network, spec = self.network.reward, self._spec
-        drawn: Drawn = self.method.episodes.draw(shard.people, generator)
+        drawn: Drawn = self.method.episodes.draw(people, generator)
         context, target = drawn.context, drawn.target
         mean, log_variance = network.posterior(context.first, context.second, context.preferred)
         z = mean + (0.5 * log_variance).exp() * torch.randn(mean.shape, generator=generator)

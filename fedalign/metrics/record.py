@@ -11,6 +11,9 @@ Scope = Literal["train", "eval", "test", "server"]
 _PREFIX = "metric"
 _SEPARATOR = "|"
 
+METRIC = _PREFIX + _SEPARATOR
+"""What the names of metric sums begin with."""
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -66,7 +69,7 @@ def decode(scalars: Mapping[str, float]) -> list[MetricSum]:
     """Read back the metric sums from a total's scalars, sorted by name and group."""
     found = []
     for key, n in scalars.items():
-        if key.startswith(_PREFIX + _SEPARATOR) and key.endswith("|n"):
+        if key.startswith(METRIC) and key.endswith("|n"):
             stem = key[: -len("|n")]
             _, name, group = stem.split(_SEPARATOR, 2)
             found.append(MetricSum(name, group, scalars[stem + "|sum"], n))

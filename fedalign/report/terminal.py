@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -16,13 +17,23 @@ POPULATIONS = ("initial", "train", "test", "unseen")
 
 def show_summary(console: Console, directory: Path, summary: Summary) -> None:
     """Print a run's metrics and the place of its report."""
-    console.print(metrics_table(summary))
-    privacy = "none" if summary.privacy is None else f"epsilon {summary.privacy['epsilon']:.3g}"
+    if summary.metrics:
+        console.print(metrics_table(summary))
+    privacy = _privacy(summary.privacy)
     timing = summary.timing
     console.print(
         f"{summary.rounds} rounds, {timing.client_updates} client updates in {timing.total_s:.1f} s; privacy: {privacy}"
     )
     console.print(f"report: {directory / 'report.html'}", soft_wrap=True)
+
+
+def _privacy(guarantee: Mapping[str, Any] | None) -> str:
+    """Say in a few words what is guaranteed."""
+    if guarantee is None:
+        return "none"
+    if guarantee["epsilon"] is not None:
+        return f"epsilon {guarantee['epsilon']:.3g} at delta {guarantee['delta']:.2g}"
+    return "none (no noise)" if guarantee["delta"] is not None else "secure sums, no differential privacy"
 
 
 def metrics_table(summary: Summary) -> Table:

@@ -133,7 +133,7 @@ def test_there_must_be_one(tmp_path: Path) -> None:
 
 def test_another_method_s_checkpoint_is_refused(tmp_path: Path) -> None:
     FULL.save(tmp_path, NEWEST)
-    with pytest.raises(UserError, match=r"a checkpoint of method 'toy' \(format 1\), not of 'dpo'"):
+    with pytest.raises(UserError, match=r"a checkpoint of method 'toy' \(format 2\), not of 'dpo'"):
         Checkpoint.load(tmp_path, NEWEST, "dpo")
 
 

@@ -126,13 +126,13 @@ class Narrow(Halfway):
     """Replies in single precision."""
 
     def local(self, state: State, shard: tuple[str, Tensor], streams: Streams, memory: Memory) -> Contribution:
-        return Contribution({"x": torch.full((2,), 0.1)}, {"weight": 1.0})
+        return Contribution({"delta/w": torch.full((2,), 0.1)}, {"weight": 1.0})
 
 
 def test_a_single_reply_keeps_its_precision_and_a_sum_is_double() -> None:
     grid = grid_of(opener([Narrow()]))
-    single = decode_contribution(ask(grid, TRAIN, ["ada"]).content).tensors["x"]
-    both = decode_contribution(ask(grid, TRAIN, ["ada", "bob"]).content).tensors["x"]
+    single = decode_contribution(ask(grid, TRAIN, ["ada"]).content).tensors["delta/w"]
+    both = decode_contribution(ask(grid, TRAIN, ["ada", "bob"]).content).tensors["delta/w"]
     assert (single.dtype, both.dtype) == (torch.float32, torch.float64)
     assert torch.equal(both, 2 * single.double())
 

@@ -15,7 +15,7 @@ from fedalign.contribution import Contribution, State
 from fedalign.engines.in_process import InProcessGrid
 from fedalign.errors import RunFailed
 from fedalign.federation.directory import ClientDirectory, discover
-from fedalign.federation.messages import Instruction
+from fedalign.federation.messages import Instruction, Terms
 from fedalign.federation.records import decode_tensors, encode_tensors
 from fedalign.federation.sampling import FixedSampler, FractionSampler, PoissonSampler, Sampler
 from fedalign.federation.server_optimizer import FedAvg
@@ -88,15 +88,15 @@ class Ordered(Halfway):
     """Steps by a number that changes with the order of the additions and of the single replies."""
 
     def local(self, state: State, shard: tuple[str, Tensor], streams: object, memory: object) -> Contribution:
-        return Contribution({"x": torch.tensor([AMOUNTS[shard[0]]], dtype=torch.float64)}, {"weight": 1.0})
+        return Contribution({"delta/w": torch.tensor([AMOUNTS[shard[0]]] * 2, dtype=torch.float64)}, {"weight": 1.0})
 
     def update(self, state: State, total: Contribution, optimizer: ServerOptimizer) -> State:
-        return {"w": total.tensors["x"]}
+        return {"w": total.tensors["delta/w"]}
 
     def update_each(self, state: State, replies: Sequence[Contribution], optimizer: ServerOptimizer) -> State:
-        result = torch.zeros(1, dtype=torch.float64)
+        result = torch.zeros(2, dtype=torch.float64)
         for reply in replies:
-            result = result / 3 + reply.tensors["x"]
+            result = result / 3 + reply.tensors["delta/w"]
         return {"w": result}
 
 
@@ -117,7 +117,7 @@ def test_a_node_gets_one_message_for_all_its_clients() -> None:
     grid = grid_of(opener([Halfway()]))
     strategy = strategy_on(grid, Halfway())
     (message,) = strategy.configure_train(4, encode_tensors({"w": START}), ConfigRecord(), grid)
-    assert Instruction.of(message.content) == Instruction("{}", 0, 4, ("ada", "bob", "cid", "dee"))
+    assert Instruction.of(message.content) == Instruction("{}", 0, 4, ("ada", "bob", "cid", "dee"), Terms(cohort=4))
     (message,) = strategy.configure_evaluate(4, encode_tensors({"w": START}), ConfigRecord(), grid)
     assert Instruction.of(message.content).clients == ("ada", "bob", "cid", "dee", "uma")
 

@@ -23,7 +23,7 @@ CHOICES = [
     (group, name)
     for group, names in options().items()
     for name in names
-    if group not in ("federation/sampler", "federation/server_optimizer", "experiment")
+    if group not in ("federation/sampler", "federation/server_optimizer", "experiment") and "privacy/" not in group
 ]
 
 
@@ -88,6 +88,17 @@ def test_methods_of_every_kind_and_model_are_shipped() -> None:
 @pytest.mark.parametrize("name", options()["federation/sampler"])
 def test_every_sampler_builds(name: str) -> None:
     parse(resolve([f"federation/sampler={name}"]))
+
+
+PRIVACY_PARTS = [(group, name) for group, names in options().items() if group.startswith("privacy/") for name in names]
+
+
+@pytest.mark.parametrize(("group", "name"), PRIVACY_PARTS)
+def test_every_part_of_a_guarantee_builds(group: str, name: str) -> None:
+    whole = {"open": "central", "withheld": "distributed", "skellam": "distributed"}.get(name, "central")
+    noise = ["privacy.metrics.noise_multiplier=9"] if name == "summed" else []
+    secret = ["privacy/metrics=withheld"] if name == "secagg" else []
+    parse(resolve([f"privacy={whole}", f"{group}={name}", *noise, *secret]))
 
 
 @pytest.mark.parametrize("name", options()["federation/server_optimizer"])

@@ -14,13 +14,19 @@ from fedalign.data.schema import Role, SurveyShard
 from fedalign.federation.server_optimizer import FedAvg
 from fedalign.methods.base import Participation, Setting
 from fedalign.methods.question_prior import (
+    COUNTS,
+    IDS,
+    OFFSETS,
+    SUMS,
     QuestionMean,
     QuestionPriorPhase,
     base_of,
     contribute_answers,
+    contribute_to_known,
     empty_prior,
     pack_prior,
     stable_id,
+    update_known,
 )
 from fedalign.methods.survey import Evaluation
 from fedalign.models.base import ModelSpec
@@ -105,7 +111,7 @@ def test_of_several_groups_on_a_client_each_takes_out_its_own_answers() -> None:
 
 def test_what_nobody_answered_is_uniform() -> None:
     new = shard(group("new", [4, 2], 3, ids=("unheard", "q0")), role=Role.UNSEEN)
-    for state in (empty_prior(), pack_prior(Contribution())):
+    for state in (empty_prior({}), empty_prior({"q0": 2}), pack_prior(Contribution())):
         base = base_of(state, new, new.groups[0], SMOOTHING)
         assert base.shares.tolist() == [0.25] * 4 + [0.5] * 2
         assert base.support.tolist() == [0.0] * 6
@@ -135,8 +141,9 @@ def test_ids_are_fixed_and_fit_a_tensor() -> None:
     assert stable_id("q") == 1_556_759_470_717_962_778
 
 
-def test_the_phase_asks_every_client_once_and_predicts_the_base() -> None:
-    phase = QuestionPriorPhase(SMOOTHING, EVALUATION)
+@pytest.mark.parametrize("questionnaire", [{}, {**SIZES, "unasked": 4}], ids=["by name", "known"])
+def test_the_phase_asks_every_client_once_and_predicts_the_base(questionnaire: dict[str, int]) -> None:
+    phase = QuestionPriorPhase(SMOOTHING, EVALUATION, questionnaire)
     assert (phase.rounds, phase.participation) == (1, Participation.ALL)
     shards = clients(7, 3)
     state = phase.initial(Streams(0), {})
@@ -146,6 +153,19 @@ def test_the_phase_asks_every_client_once_and_predicts_the_base() -> None:
     predicted = phase.predict(state, new, new.groups[0], torch.tensor([0]), torch.tensor([3, 1]))
     expected = np.concatenate([by_hand(question, shards)[0] for question in ("q3", "q1")])
     np.testing.assert_allclose(predicted.numpy(), expected, atol=1e-5)
+
+
+@given(st.integers(1, 6), st.integers(0, 99))
+def test_known_questions_give_the_prior_that_names_give(number: int, seed: int) -> None:
+    """The known form tells the server nothing by its names; a question with other options is left out."""
+    shards = [*clients(seed, number), shard(group("odd", [7], 1, ids=("q0",)), client="odd")]
+    state = empty_prior({**SIZES, "unasked": 4})
+    dense = [contribute_to_known(state, each) for each in shards]
+    assert {name for each in dense for name in each.tensors} == {SUMS, COUNTS}
+    known = update_known(state, total(dense))
+    named = pack_prior(total(contribute_answers(each) for each in shards[:-1]))
+    for name in (IDS, OFFSETS, SUMS, COUNTS):
+        torch.testing.assert_close(known[name], named[name])
 
 
 class NoModel(ModelSpec):

@@ -1,0 +1,136 @@
+"""The guarantee of a run as its summary states it: in numbers, in one sentence, and what it does not cover."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedalign.federation.account import Account, finite
+from fedalign.privacy.ledger import Relation, Unit
+from fedalign.privacy.metric_release import OpenMetrics
+from fedalign.privacy.protection import Protection
+
+_UNITS = {
+    Unit.CLIENT: "everything that one client holds",
+    Unit.EXAMPLE: "one judgment of one client",
+    Unit.USER: "everything that one person of one client judged",
+}
+_RELATIONS = {Relation.ADD_OR_REMOVE: "being there or not", Relation.REPLACE_ONE: "being replaced by any other"}
+
+
+def statement(
+    privacy: Protection, account: Account | None, metrics: Sequence[str], bounds: Mapping[str, float]
+) -> dict[str, Any]:
+    """Return the object that stands under ``privacy`` in ``summary.json``."""
+    secure = privacy.secure is not None
+    facts: dict[str, Any] = {
+        "unit": None,
+        "relation": None,
+        "mechanism": None,
+        "sampling": None,
+        "sampling_rate": None,
+        "noise_multiplier": None,
+        "releases": 0,
+        "epsilon": None,
+        "delta": None,
+    }
+    if account is not None:
+        facts |= _spent(privacy, account)
+    facts["sentence"] = _sentence(privacy, account)
+    facts["secure_sum"] = secure
+    facts["clipping"] = _clipping(privacy, bounds)
+    facts["metrics"] = type(privacy.metrics).__name__.removesuffix("Metrics").lower()
+    facts["released_metrics"] = [] if isinstance(privacy.metrics, OpenMetrics) else list(metrics)
+    facts["trust"] = _trust(privacy)
+    facts["not_covered"] = _not_covered(privacy, account)
+    return facts
+
+
+def _spent(privacy: Protection, account: Account) -> dict[str, Any]:
+    main = list(account.exposures.values())[-1] if account.exposures else None
+    ledger = account.ledger
+    local = privacy.local
+    return {
+        "unit": str(account.unit),
+        "relation": str(account.relation),
+        "mechanism": "dp_sgd" if local is not None else privacy.mechanism.name if privacy.mechanism else None,
+        "sampling": "poisson" if local is not None else None if main is None else str(main.sampling.scheme),
+        "sampling_rate": local.rate if local is not None else None if main is None else main.sampling.rate,
+        "noise_multiplier": account.noise_multiplier,
+        "releases": ledger.releases,
+        "epsilon": finite(ledger.epsilon()),
+        "delta": account.delta,
+        "budget": privacy.epsilon,
+        "epsilon_rdp": finite(ledger.epsilon_rdp()),
+        "epsilon_by_phase": {name: finite(value) for name, value in ledger.by_phase().items()},
+    }
+
+
+def _sentence(privacy: Protection, account: Account | None) -> str:
+    """Say what is promised, to whom, in one sentence."""
+    if account is None:
+        return (
+            "The server sees sums over clients and no client's own contribution; nothing bounds what a sum tells "
+            "of those in it."
+        )
+    epsilon = finite(account.ledger.epsilon())
+    if epsilon is None:
+        return "Without noise nothing is promised: epsilon is infinite."
+    local = privacy.local is not None
+    distributed = privacy.mechanism is not None and privacy.mechanism.distributed
+    whom = (
+        "The server and whoever sees the models"
+        if local or distributed
+        else "Whoever sees the models, but not the server,"
+    )
+    return (
+        f"{whom} can tell {_UNITS[account.unit]} {_RELATIONS[account.relation]} apart only as far as "
+        f"({epsilon:.3g}, {account.delta:.2g})-differential privacy allows, over the whole run."
+    )
+
+
+def _clipping(privacy: Protection, bounds: Mapping[str, float]) -> dict[str, Any] | None:
+    if privacy.local is not None:
+        return {"bound": privacy.local.clip, "of": f"gradient of one {privacy.local.unit}"}
+    if privacy.clip is None:
+        return None
+    adaptive = privacy.clip.adaptive is not None
+    return {
+        "bound": privacy.clip.bound,
+        "phases": dict(privacy.clip.phases),
+        "of": "contribution of one client",
+        "adaptive": adaptive,
+        "last": dict(bounds) if adaptive else None,
+    }
+
+
+def _trust(privacy: Protection) -> str:
+    """Say who is trusted with what."""
+    if privacy.local is not None:
+        return "each client trusts itself only"
+    if privacy.mechanism is not None and privacy.mechanism.distributed:
+        return (
+            "the server is trusted to carry messages and not to invent clients; clients are trusted to clip and to "
+            "add their share of the noise"
+        )
+    if privacy.secure is not None:
+        clipped = "; clients are trusted to clip" if privacy.clip is not None else ""
+        noise = ", and to add the noise" if privacy.mechanism is not None else ""
+        return f"the server is trusted to carry messages and not to invent clients{noise}{clipped}"
+    return "the server is trusted with every contribution, and to add the noise"
+
+
+def _not_covered(privacy: Protection, account: Account | None) -> list[str]:
+    """Name what leaves the clients, or has left them before, past the guarantee."""
+    left = ["the choice of these settings, where it was made on the same data (hyperparameter search)"]
+    if isinstance(privacy.metrics, OpenMetrics):
+        left.append("metrics: they are exact; a deployment sets privacy/metrics=withheld or summed")
+    if account is not None:
+        counted = "the number of training clients" if account.unit is Unit.CLIENT else "how much data a client holds"
+        left.append(f"{counted}: it is taken as public")
+        left.append("what the initial model, its tokenizer and the encoder have learnt before the run")
+        if not privacy.randomness.secret:
+            left.append("anything, from whoever knows the run's seed: the noise follows from it")
+    if account is None or account.unit is not Unit.CLIENT or privacy.secure is not None:
+        left.append("which clients take part in which round")
+    return left

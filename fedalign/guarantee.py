@@ -1,0 +1,209 @@
+"""A run's guarantee, made of its configuration: who keeps it, what it refuses, and the noise of local training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fedalign.config import RunConfig
+from fedalign.errors import UserError
+from fedalign.federation.account import Account, Exposure, exposure_of, local_noise_multiplier
+from fedalign.federation.conductor import Federation
+from fedalign.federation.custodian import Custodian
+from fedalign.federation.custody import Custody, NoCustody
+from fedalign.federation.directory import ClientDirectory
+from fedalign.federation.secure.settings import SecAgg
+from fedalign.methods.base import Needs, Phase
+from fedalign.privacy.local import LocalPrivacy
+from fedalign.privacy.mechanism import DistributedMechanism
+from fedalign.privacy.metric_release import OpenMetrics, SummedMetrics
+from fedalign.privacy.protection import Protection
+from fedalign.rng import Streams
+from fedalign.template import Template
+
+Phases = Sequence[Phase[Any]]
+
+
+def custody_of(config: RunConfig, phases: Phases, journal: Path | None) -> Custody:
+    """Return who keeps the run's guarantee.
+
+    Parameters
+    ----------
+    config : RunConfig
+    phases : sequence of Phase
+    journal : Path or None
+        File for what has been spent, written before anything is released.
+    """
+    privacy = config.privacy
+    if not isinstance(privacy, Protection):
+        return NoCustody()
+    names = metric_names(config)
+
+    def open_account(directory: ClientDirectory) -> Account | None:
+        check_guarantee(config, phases, directory.training)
+        return account_of(config, phases, directory.training, journal) if privacy.private else None
+
+    return Custodian(privacy, names, open_account, config.seed)
+
+
+def metric_names(config: RunConfig) -> tuple[str, ...]:
+    """Return the metrics that are released as sums."""
+    privacy = config.privacy
+    if not isinstance(privacy, Protection) or not isinstance(privacy.metrics, SummedMetrics):
+        return ()
+    method = config.method
+    return privacy.metrics.names or tuple(dict.fromkeys([method.headline, method.selection]))
+
+
+def account_of(config: RunConfig, phases: Phases, clients: Sequence[str], journal: Path | None) -> Account:
+    """Return the account of a differentially private run with these training clients."""
+    assert isinstance(config.privacy, Protection)
+    exposures = _exposures(config, phases, clients)
+    evaluations = sum(_evaluations(phase, config.federation) for phase in phases)
+    return Account(config.privacy, exposures, evaluations, len(metric_names(config)), journal)
+
+
+def check_guarantee(config: RunConfig, phases: Phases, clients: Sequence[str]) -> None:
+    """Refuse a run whose guarantee cannot be kept, or would be misstated.
+
+    Parameters
+    ----------
+    config : RunConfig
+    phases : sequence of Phase
+    clients : sequence of str
+        The training clients.
+
+    Raises
+    ------
+    UserError
+        Naming the key and what to choose instead.
+    """
+    privacy = config.privacy
+    if not isinstance(privacy, Protection):
+        return
+    for phase in phases:
+        if phase.rounds:
+            _check_phase(privacy, phase, config)
+    if isinstance(privacy.secure, SecAgg):
+        smallest = min((int(e.sampling.expected) for e in _exposures(config, phases, clients)), default=len(clients))
+        _check_secure(privacy, privacy.secure, smallest)
+    if privacy.private:
+        _check_budget(config, phases, clients)
+
+
+def refuse_open_metrics(config: RunConfig) -> None:
+    """Refuse exact metrics beside a guarantee where nodes are other people's.
+
+    Raises
+    ------
+    UserError
+        Naming what to set.
+    """
+    if isinstance(config.privacy, Protection) and isinstance(config.privacy.metrics, OpenMetrics):
+        raise UserError(
+            "privacy/metrics=open would send exact metrics of real nodes past the guarantee; set "
+            "privacy/metrics=summed or withheld"
+        )
+
+
+def local_privacy(config: RunConfig, phases: Phases) -> LocalPrivacy | None:
+    """Return the noise of local training, chosen for the budget; None where clients add none.
+
+    It follows from the configuration alone, so that every node and the server find the same.
+
+    Parameters
+    ----------
+    config : RunConfig
+    phases : sequence of Phase
+        As they are with local training of any noise.
+    """
+    privacy = config.privacy
+    if not isinstance(privacy, Protection) or privacy.local is None:
+        return None
+    noise = local_noise_multiplier(privacy, config.federation.sampler, [p for p in phases if p.rounds])
+    return LocalPrivacy(privacy.local, noise, privacy.randomness)
+
+
+def _check_phase(privacy: Protection, phase: Phase[Any], config: RunConfig) -> None:
+    """Refuse a phase that the guarantee does not reach."""
+    chosen, method = _chosen(privacy), config.method.name
+    if privacy.local is not None:
+        if privacy.local.unit not in phase.local_units:
+            raise UserError(
+                f"privacy.local.unit={privacy.local.unit}: phase {phase.name!r} of method={method} cannot protect a "
+                f"single {privacy.local.unit} on the client; choose another method, or privacy=central"
+            )
+        if privacy.secure is None:
+            return
+    if phase.needs is Needs.INDIVIDUAL:
+        raise UserError(
+            f"method={method}: in phase {phase.name!r} the server must see each client's reply, and privacy ({chosen}) "
+            "covers sums only; choose a form of the method that needs sums only, as method=fedvpa_sums does"
+        )
+    if _template(phase, config) is None:
+        raise UserError(
+            f"method={method}: what phase {phase.name!r} adds up is not known in advance, so privacy ({chosen}) cannot "
+            "cover it; on a deployment without the survey's questions set method.prior=none"
+        )
+
+
+def _check_secure(privacy: Protection, secure: SecAgg, cohort: int) -> None:
+    """Refuse cohorts that a secure sum must give up or cannot hold."""
+    if cohort < secure.minimum:
+        raise UserError(
+            f"privacy.secure.minimum={secure.minimum}: cohorts of {cohort} clients are expected, and a sum over fewer "
+            "than the minimum is never opened; lower it or raise the share of clients in a round"
+        )
+    if not isinstance(privacy.mechanism, DistributedMechanism):
+        secure.check(cohort)
+
+
+def _check_budget(config: RunConfig, phases: Phases, clients: Sequence[str]) -> None:
+    """Refuse a budget that not even the first round keeps, and cohorts that the mechanism cannot be charged for."""
+    privacy = config.privacy
+    assert isinstance(privacy, Protection)
+    exposures = _exposures(config, phases, clients)
+    if not exposures:
+        raise UserError(f"method={config.method.name} trains nothing, so there is nothing to protect; set privacy=none")
+    if privacy.mechanism is not None:
+        for exposure in exposures:
+            if exposure.rounds > 1:
+                privacy.mechanism.check(exposure.sampling)
+    account = account_of(config, phases, clients, None)
+    if isinstance(privacy.mechanism, DistributedMechanism) and isinstance(privacy.secure, SecAgg):
+        for exposure in exposures:
+            cohort, secure = int(exposure.sampling.expected), privacy.secure
+            privacy.mechanism.check_width(exposure.size, secure.bits, secure.minimum, cohort, account.noise_multiplier)
+    if not account.affords(exposures[0].name, clients):
+        raise UserError(
+            f"privacy.epsilon={privacy.epsilon} does not allow a single round at privacy.noise_multiplier="
+            f"{privacy.noise_multiplier}; raise one of them, or set privacy.noise_multiplier=null"
+        )
+
+
+def _exposures(config: RunConfig, phases: Phases, clients: Sequence[str]) -> list[Exposure]:
+    found = []
+    for phase in phases:
+        template = _template(phase, config) if phase.rounds and phase.needs is Needs.SUM else None
+        if phase.rounds:
+            size = 0 if template is None else template.size
+            found.append(exposure_of(phase, size, config.federation.sampler, clients, config.seed))
+    return found
+
+
+def _template(phase: Phase[Any], config: RunConfig) -> Template | None:
+    """Return a phase's template before the run; it may not depend on what earlier phases leave."""
+    return phase.template(phase.initial(Streams(config.seed, phase.name), {}))
+
+
+def _evaluations(phase: Phase[Any], federation: Federation) -> int:
+    """Return how many times a phase is evaluated."""
+    every, rounds = federation.evaluate_every, phase.rounds
+    return 1 + rounds // every + (rounds % every > 0)
+
+
+def _chosen(privacy: Protection) -> str:
+    """Name what was asked for."""
+    asked = [f"mechanism {privacy.mechanism.name}"] if privacy.mechanism is not None else []
+    return " with ".join([*asked, *(["a secure sum"] if privacy.secure is not None else [])])

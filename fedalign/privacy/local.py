@@ -1,0 +1,62 @@
+"""Settings of local differential privacy: what DP-SGD on a client protects, and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fedalign.privacy.noise import NoiseSource
+
+KEY = "privacy.local"
+"""Where the settings stand in the configuration, for error messages."""
+
+Unit = Literal["example", "user"]
+"""What is added or removed between neighbouring data sets of one client: a judgment, or a person with all of theirs."""
+
+GradSample = Literal["hooks", "functorch", "ghost", "loop"]
+
+
+@dataclass(frozen=True)
+class DPSGD:
+    """DP-SGD on every client (Abadi et al. 2016, algorithm 1); the ``privacy.local`` block.
+
+    What a client sends is then differentially private towards everyone, the server included. The number of its units
+    is taken as public.
+
+    Parameters
+    ----------
+    unit : {"example", "user"}
+    clip : float
+        L2 norm C that the gradient of a unit is shrunk to, all trained tensors together.
+    rate : float
+        Probability q that a unit takes part in a step, independently of all others and of earlier steps.
+    grad_sample : {"hooks", "functorch", "ghost", "loop"}
+        How the gradients of units are found. ``hooks`` and ``functorch`` are Opacus' two ways in one backward pass
+        over the batch; ``ghost`` finds their norms alone and takes a second pass, for networks whose gradients do not
+        fit in memory once a unit; ``loop`` is a pass for each unit, and serves every network.
+    """
+
+    unit: Unit
+    clip: Annotated[float, Field(gt=0)]
+    rate: Annotated[float, Field(gt=0, le=1)]
+    grad_sample: GradSample
+
+
+@dataclass(frozen=True)
+class LocalPrivacy:
+    """DP-SGD as a phase is told of it: the settings, and what the run makes of its budget.
+
+    Parameters
+    ----------
+    settings : DPSGD
+    noise_multiplier : float
+        Standard deviation of a step's noise over ``settings.clip``; 0 adds none.
+    randomness : NoiseSource
+        Of the noise and of the batches: whoever knows a batch gets no amplification from its having been drawn.
+    """
+
+    settings: DPSGD
+    noise_multiplier: float
+    randomness: NoiseSource

@@ -1,0 +1,103 @@
+"""What a phase's contributions may hold: names and shapes known in advance, and their order in one flat vector."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fedalign.contribution import DELTA, WEIGHT, Contribution, State
+
+Vector = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Template:
+    """The tensors of a contribution, by name and shape. They are public and do not depend on anybody's data.
+
+    Secure sums and noise need it: what travels is a vector of fixed length, whatever a client has to say.
+
+    Parameters
+    ----------
+    tensors : mapping from name to shape
+        In the order of the flat vector.
+    """
+
+    tensors: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @staticmethod
+    def of_deltas(parameters: Mapping[str, torch.Tensor]) -> Template:
+        """Return the template of weighted deltas for ``parameters``."""
+        return Template({DELTA + name: tuple(value.shape) for name, value in parameters.items()})
+
+    def __or__(self, other: Template) -> Template:
+        """Return the template of both."""
+        return Template({**self.tensors, **other.tensors})
+
+    @property
+    def size(self) -> int:
+        """Length of the flat vector."""
+        return sum(math.prod(shape) for shape in self.tensors.values())
+
+    def check(self, contribution: Contribution) -> None:
+        """Refuse a contribution that must not be added.
+
+        Raises
+        ------
+        ValueError
+            If a tensor is not in the template, has another shape, or holds NaN or Inf; if a scalar does, or the
+            weight is negative.
+        """
+        for name, tensor in contribution.tensors.items():
+            if name not in self.tensors:
+                raise ValueError(f"{name}: no such sum in this phase")
+            if tuple(tensor.shape) != tuple(self.tensors[name]):
+                raise ValueError(f"{name}: shape {tuple(tensor.shape)}, not {tuple(self.tensors[name])}")
+            if not bool(torch.isfinite(tensor).all()):
+                raise ValueError(f"{name}: holds NaN or Inf")
+        for name, value in contribution.scalars.items():
+            if not math.isfinite(value):
+                raise ValueError(f"{name}: is {value}")
+        if contribution.scalars.get(WEIGHT, 0.0) < 0:
+            raise ValueError(f"{WEIGHT}: is {contribution.scalars[WEIGHT]}")
+
+    def flatten(self, contribution: Contribution) -> Vector:
+        """Return the contribution's tensors as one float64 vector; zero where it lacks one."""
+        parts = [
+            contribution.tensors[name].detach().cpu().to(torch.float64).reshape(-1).numpy()
+            if name in contribution.tensors
+            else np.zeros(math.prod(shape))
+            for name, shape in self.tensors.items()
+        ]
+        return np.concatenate(parts) if parts else np.zeros(0)
+
+    def unflatten(self, vector: Vector, dtype: torch.dtype = torch.float64) -> State:
+        """Return the named tensors of a flat vector.
+
+        Raises
+        ------
+        ValueError
+            If the vector has another length.
+        """
+        if vector.shape != (self.size,):
+            raise ValueError(f"a vector of shape {vector.shape}, but the template holds {self.size} numbers")
+        tensors: State = {}
+        start = 0
+        for name, shape in self.tensors.items():
+            stop = start + math.prod(shape)
+            tensors[name] = torch.from_numpy(vector[start:stop].copy()).reshape(shape).to(dtype)
+            start = stop
+        return tensors
+
+    def scales(self, factors: Mapping[str, float]) -> Vector:
+        """Return one factor for every number of the flat vector, from factors by name prefix; 1 where none fits."""
+        parts = []
+        for name, shape in self.tensors.items():
+            fitting = [prefix for prefix in factors if name.startswith(prefix)]
+            factor = factors[max(fitting, key=len)] if fitting else 1.0
+            parts.append(np.full(math.prod(shape), factor))
+        return np.concatenate(parts) if parts else np.zeros(0)
