@@ -15,6 +15,7 @@ from fedalign.federation.custody import Custody, NoCustody
 from fedalign.federation.directory import ClientDirectory
 from fedalign.federation.secure.settings import SecAgg
 from fedalign.methods.base import Needs, Phase
+from fedalign.privacy.adaptive_clipping import update_noise_multiplier
 from fedalign.privacy.local import LocalPrivacy
 from fedalign.privacy.mechanism import DistributedMechanism
 from fedalign.privacy.metric_release import OpenMetrics, SummedMetrics
@@ -25,7 +26,7 @@ from fedalign.template import Template
 Phases = Sequence[Phase[Any]]
 
 
-def custody_of(config: RunConfig, phases: Phases, journal: Path | None) -> Custody:
+def custody_of(config: RunConfig, phases: Phases, journal: Path | None, checked: bool) -> Custody:
     """Return who keeps the run's guarantee.
 
     Parameters
@@ -34,6 +35,8 @@ def custody_of(config: RunConfig, phases: Phases, journal: Path | None) -> Custo
     phases : sequence of Phase
     journal : Path or None
         File for what has been spent, written before anything is released.
+    checked : bool
+        Whether :func:`check_guarantee` has seen the clients; else it does when they have told their names.
     """
     privacy = config.privacy
     if not isinstance(privacy, Protection):
@@ -41,7 +44,8 @@ def custody_of(config: RunConfig, phases: Phases, journal: Path | None) -> Custo
     names = metric_names(config)
 
     def open_account(directory: ClientDirectory) -> Account | None:
-        check_guarantee(config, phases, directory.training)
+        if not checked:
+            check_guarantee(config, phases, directory.training)
         return account_of(config, phases, directory.training, journal) if privacy.private else None
 
     return Custodian(privacy, names, open_account, config.seed)
@@ -53,7 +57,8 @@ def metric_names(config: RunConfig) -> tuple[str, ...]:
     if not isinstance(privacy, Protection) or not isinstance(privacy.metrics, SummedMetrics):
         return ()
     method = config.method
-    return privacy.metrics.names or tuple(dict.fromkeys([method.headline, method.selection]))
+    # A metric named twice would be added twice, which its noise is not made for.
+    return tuple(dict.fromkeys(privacy.metrics.names or [method.headline, method.selection]))
 
 
 def account_of(config: RunConfig, phases: Phases, clients: Sequence[str], journal: Path | None) -> Account:
@@ -171,11 +176,16 @@ def _check_budget(config: RunConfig, phases: Phases, clients: Sequence[str]) -> 
             if exposure.rounds > 1:
                 privacy.mechanism.check(exposure.sampling)
     account = account_of(config, phases, clients, None)
+    if privacy.clip is not None and privacy.clip.adaptive is not None:
+        for exposure in exposures:
+            count_std = privacy.clip.adaptive.count_std(exposure.sampling.expected)
+            update_noise_multiplier(account.noise_multiplier, count_std)
     if isinstance(privacy.mechanism, DistributedMechanism) and isinstance(privacy.secure, SecAgg):
         for exposure in exposures:
             cohort, secure = int(exposure.sampling.expected), privacy.secure
             privacy.mechanism.check_width(exposure.size, secure.bits, secure.minimum, cohort, account.noise_multiplier)
-    if not account.affords(exposures[0].name, clients):
+    # Noise that is chosen for the plan keeps within it.
+    if privacy.noise_multiplier is not None and not account.affords(exposures[0].name, clients):
         raise UserError(
             f"privacy.epsilon={privacy.epsilon} does not allow a single round at privacy.noise_multiplier="
             f"{privacy.noise_multiplier}; raise one of them, or set privacy.noise_multiplier=null"
@@ -183,12 +193,14 @@ def _check_budget(config: RunConfig, phases: Phases, clients: Sequence[str]) -> 
 
 
 def _exposures(config: RunConfig, phases: Phases, clients: Sequence[str]) -> list[Exposure]:
+    privacy = config.privacy
+    assert isinstance(privacy, Protection)
     found = []
     for phase in phases:
         template = _template(phase, config) if phase.rounds and phase.needs is Needs.SUM else None
         if phase.rounds:
             size = 0 if template is None else template.size
-            found.append(exposure_of(phase, size, config.federation.sampler, clients, config.seed))
+            found.append(exposure_of(phase, size, config.federation.sampler, clients, config.seed, privacy))
     return found
 
 

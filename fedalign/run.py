@@ -164,18 +164,21 @@ def _conduct(
 ) -> Result:
     """Run the federation and write down what comes of it, good or bad."""
     outcomes: list[Outcome] = []
+    jobs: list[Job] = []
     began = time.perf_counter()
     try:
         with _watched(directory, resolved, config) as observers, _threads(config.engine.threads):
-            job = _job(directory, resolved, config, nodes, observers, population, resume)
-            carry(make_server_app(lambda _: job, outcomes.append))
+            jobs.append(_job(directory, resolved, config, nodes, observers, population, resume))
+            carry(make_server_app(lambda _: jobs[0], outcomes.append))
             if not outcomes:
                 raise RunFailed("the engine ended before the run did")
             save_model(directory.model, config.method.name, outcomes[0].artefacts)
     except BaseException as error:
         reason = f"{type(error).__name__}: {error}".strip().rstrip(":")
         try:
-            _write_end(directory, config, population.dropped, Outcome(), time.perf_counter() - began, reason)
+            # What has been spent is spent.
+            left = Outcome(privacy=jobs[0].custody.statement() if jobs else None)
+            _write_end(directory, config, population.dropped, left, time.perf_counter() - began, reason)
         except Exception:
             # What went wrong with the run matters more than that it could not be written down.
             _log.exception("%s: the end of the failed run could not be written", directory.path)
@@ -219,7 +222,7 @@ def _job(
         checkpoints=directory.checkpoints,
         observers=observers,
         resume=resume,
-        custody=custody_of(config, phases, directory.checkpoints / JOURNAL),
+        custody=custody_of(config, phases, directory.checkpoints / JOURNAL, checked=population.clients > 0),
     )
 
 

@@ -6,7 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from fedalign.privacy.scheme import Sampling, Scheme
 from fedalign.rng import Streams
 
 METRICS = "metrics"
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -86,18 +87,18 @@ class Account:
         self.ledger = self._fresh()
         self.noise_multiplier = self._noise_multiplier()
         budget = privacy.epsilon
-        self._fits = budget is None or self._fresh_epsilon() <= budget * (1 + 1e-9)
+        self._fits = budget is None or self._fresh_epsilon() <= budget * (1 + _ROUNDING)
 
     def affords(self, name: str, cohort: Sequence[str]) -> bool:
         """Tell whether a round of a phase keeps within the budget."""
-        budget = self.privacy.epsilon
-        if budget is None:
-            return True
         trial = self.ledger.copy()
         self._record(trial, name, cohort)
-        if self._fits and trial.most(name) <= self._planned_count(name):
-            return True
-        return trial.epsilon() <= budget * (1 + 1e-9)
+        return self._keeps_within(trial, self._metrics_to_come(trial))
+
+    def affords_metrics(self) -> bool:
+        """Tell whether another release of metrics keeps within the budget."""
+        event = self._metrics_event()
+        return event is None or self._keeps_within(self.ledger, [Entry(METRICS, event, 1, None)])
 
     def charge(self, name: str, cohort: Sequence[str]) -> None:
         """Charge a round of a phase to those who are asked, whether or not they answer."""
@@ -111,13 +112,23 @@ class Account:
             self.ledger.record(Entry(f"{METRICS}/{phase}", event, 1, None))
             self._write()
 
-    def restore(self, facts: dict[str, Any]) -> None:
+    def restore(self, facts: dict[str, Any]) -> bool:
         """Go on from a checkpoint; what the journal knows to be spent since stays spent, where noise is fresh.
 
         Noise from the run's seed is the same when a round is run again: the release is the same and costs nothing.
+
+        Returns
+        -------
+        bool
+            Whether something has been spent since.
         """
         written = self._read() if self.privacy.randomness.secret else None
         self.ledger = Ledger.from_json(facts if written is None else written)
+        return written is not None and written != facts
+
+    def amplified(self, name: str) -> bool:
+        """Tell whether it is counted on that nobody knows who is in a phase's cohorts."""
+        return self._amplified(self.exposures[name])
 
     def plan(self, noise_multiplier: float) -> list[Entry]:
         """Return everything that the run means to release."""
@@ -159,6 +170,28 @@ class Account:
         """Write a round down: for all where its event counts that they may not be in it, else for those who are."""
         entry = self._entry(name, self.noise_multiplier, 1)
         ledger.record(entry, ids=None if self._amplified(self.exposures[name]) else cohort)
+
+    def _keeps_within(self, ledger: Ledger, more: Sequence[Entry]) -> bool:
+        """Tell whether a ledger and what comes on top keep within the budget; cheap as long as all goes as planned."""
+        budget = self.privacy.epsilon
+        if budget is None:
+            return True
+        if self._fits and self._is_planned(ledger, sum(entry.count for entry in more)):
+            return True
+        return ledger.epsilon(more) <= budget * (1 + _ROUNDING)
+
+    def _is_planned(self, ledger: Ledger, measured: int) -> bool:
+        trained = all(ledger.most(name) <= self._planned_count(name) for name in self.exposures)
+        return trained and self._measured(ledger) + measured <= self._evaluations
+
+    def _metrics_to_come(self, ledger: Ledger) -> list[Entry]:
+        """Return the releases of metrics that are still planned: training must leave them their share."""
+        event, left = self._metrics_event(), self._evaluations - self._measured(ledger)
+        return [] if event is None or left < 1 else [Entry(METRICS, event, left, None)]
+
+    def _measured(self, ledger: Ledger) -> int:
+        """Return how many releases of metrics there were."""
+        return sum(ledger.most(name) for name in ledger.phases if name.startswith(f"{METRICS}/"))
 
     def _planned_count(self, name: str) -> int:
         """Return how many releases of a phase are planned to happen to a unit, at most."""
@@ -204,18 +237,22 @@ class Account:
         return content
 
 
-def exposure_of(phase: Phase[Any], size: int, sampler: Sampler, clients: Sequence[str], seed: int) -> Exposure:
-    """Return what a phase asks of the budget, whatever is drawn."""
-    everyone = phase.participation is Participation.ALL
-    sampling = (
-        Sampling(Scheme.EVERYONE, len(clients), float(len(clients))) if everyone else sampler.describe(len(clients))
-    )
-    if everyone:
-        most = phase.rounds
+def exposure_of(
+    phase: Phase[Any], size: int, sampler: Sampler, clients: Sequence[str], seed: int, privacy: Protection
+) -> Exposure:
+    """Return what a phase asks of the budget, whatever is drawn.
+
+    In a secure sum clients see who their neighbours are, so a cohort is no secret that could amplify.
+    """
+    number = len(clients)
+    if phase.participation is Participation.ALL:
+        sampling, most = Sampling(Scheme.EVERYONE, number, float(number)), phase.rounds
     elif phase.local_steps:
-        most = most_rounds_at_worst(phase, sampler)
+        sampling, most = sampler.describe(number), most_rounds_at_worst(phase, sampler)
     else:
-        most = most_rounds(phase, sampler, clients, seed)
+        sampling, most = sampler.describe(number), most_rounds(phase, sampler, clients, seed)
+    if privacy.secure is not None and sampling.scheme in (Scheme.POISSON, Scheme.FIXED_SIZE):
+        sampling = replace(sampling, scheme=Scheme.KNOWN)
     return Exposure(phase.name, phase.rounds, sampling, size, phase.local_steps, most)
 
 
@@ -224,7 +261,8 @@ def most_rounds(phase: Phase[Any], sampler: Sampler, clients: Sequence[str], see
     counts: Counter[str] = Counter()
     for number in range(1, phase.rounds + 1):
         counts.update(sampler.sample(clients, Streams(seed, phase.name, number).numpy("cohort"), number))
-    return max(counts.values(), default=0)
+    # Somebody may be in a round, even if the coins of this seed say that nobody is.
+    return max(counts.values(), default=1)
 
 
 def most_rounds_at_worst(phase: Phase[Any], sampler: Sampler) -> int:

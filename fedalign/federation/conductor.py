@@ -23,6 +23,7 @@ from fedalign.federation.messages import INSTRUCTION, REPORT, RESTORE, SAVE, Ins
 from fedalign.federation.observer import Observer, PhasePlan, RoundReport
 from fedalign.federation.records import decode_tensors, encode_tensors, payload_bytes
 from fedalign.federation.sampling import Sampler
+from fedalign.federation.secure.coordinator import SecureSumAborted
 from fedalign.federation.server_optimizer import ServerOptimizerSpec
 from fedalign.federation.strategy import SumStrategy, Tally
 from fedalign.methods.base import Phase
@@ -125,6 +126,7 @@ class Conductor:
         self.job, self.grid = job, grid
         self._layered = job.custody.layer(grid)
         self._stopped: dict[str, int] = {}
+        self._without_sum = 0
         self.outcome = Outcome()
         self._best: float | None = None
         self._began = time.perf_counter()
@@ -173,11 +175,13 @@ class Conductor:
         if start is None:
             state = phase.initial(Streams(job.seed, phase.name), self.outcome.artefacts)
             first = 1
-            self._report(strategy, 0, Tally(), 0.0, self._evaluate(strategy, state, 0, phase.rounds == 0))
         else:
             state, first = start.state, start.round + 1
             stepper.moments.update(start.moments)
+        self._without_sum = 0
         number, last = first - 1, not self._goes_on(strategy, state, first)
+        if start is None or self._stopped_anew(strategy, start):
+            self._report(strategy, number, Tally(), 0.0, self._evaluate(strategy, state, number, last))
         while not last:
             number += 1
             began = time.perf_counter()
@@ -204,6 +208,11 @@ class Conductor:
         self._stopped[strategy.phase.name] = number - 1
         return False
 
+    def _stopped_anew(self, strategy: SumStrategy, start: Checkpoint) -> bool:
+        """Tell whether a resumed phase has no budget left for the next round, and was not evaluated as its end yet."""
+        name = strategy.phase.name
+        return name in self._stopped and name not in start.privacy.get("stopped", {})
+
     def _spent(self, strategy: SumStrategy, number: int) -> list[Metric]:
         epsilon = self.job.custody.epsilon
         return [] if epsilon is None else [Metric(strategy.phase.name, number, "server", None, "epsilon", epsilon, 1.0)]
@@ -212,8 +221,14 @@ class Conductor:
         began = time.perf_counter()
         arrays = encode_tensors(state)
         messages = strategy.configure_train(number, arrays, ConfigRecord(), self.grid)
-        replies = self._layered.send_and_receive(messages, timeout=self.job.federation.round_timeout)
-        updated, _ = strategy.aggregate_train(number, replies)
+        try:
+            replies = self._layered.send_and_receive(messages, timeout=self.job.federation.round_timeout)
+            updated, _ = strategy.aggregate_train(number, replies)
+        except SecureSumAborted as error:
+            # Nothing was seen of anybody, so the next round may do better.
+            _log.warning("round %d of phase %s is given up: %s", number, strategy.phase.name, error)
+            updated, strategy.train_sums = None, []
+            self._given_up(strategy, number, error)
         seconds, tally = time.perf_counter() - began, strategy.tally
         down = payload_bytes(state) * tally.asked
         self._count(
@@ -229,11 +244,21 @@ class Conductor:
         metrics += [Metric(name, number, "server", None, key, float(value), 1.0) for key, value in facts.items()]
         return decode_tensors(updated) if updated is not None else state, metrics
 
+    def _given_up(self, strategy: SumStrategy, number: int, error: SecureSumAborted) -> None:
+        """Count a round without a sum; a phase without any sum is a failure."""
+        self._without_sum += 1
+        if self._without_sum == number == strategy.phase.rounds:
+            raise error
+
     def _evaluate(self, strategy: SumStrategy, state: State, number: int, last: bool) -> list[Metric]:
         arrays = encode_tensors(state)
         messages = strategy.configure_evaluate(number, arrays, ConfigRecord(), self.grid)
-        replies = self._layered.send_and_receive(messages, timeout=self.job.federation.round_timeout)
-        strategy.aggregate_evaluate(number, replies)
+        try:
+            replies = self._layered.send_and_receive(messages, timeout=self.job.federation.round_timeout)
+            strategy.aggregate_evaluate(number, replies)
+        except SecureSumAborted as error:
+            _log.warning("evaluation after round %d of phase %s is given up: %s", number, strategy.phase.name, error)
+            strategy.evaluation_sums, strategy.evaluation_tensors = [], {}
         self._count(down_bytes=payload_bytes(state) * strategy.tally.asked, up_bytes=strategy.tally.sent_bytes)
         ends = last and strategy.index == len(self.job.phases) - 1
         metrics = self._finish(

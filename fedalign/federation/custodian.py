@@ -64,7 +64,8 @@ class Custodian(Custody):
 
     def cohort_generator(self, streams: Streams) -> np.random.Generator:
         """Return a secret generator where the secrecy of the cohort is counted on, else the run's stream."""
-        if self.privacy.mechanism is None or self.privacy.mechanism.distributed:
+        secret = self.account is not None and self.account.amplified(streams.phase)
+        if not secret:
             return streams.numpy("cohort")
         return self.privacy.randomness.generator(streams, "cohort")
 
@@ -72,15 +73,22 @@ class Custodian(Custody):
         """Tell whether the round keeps within the budget."""
         return self.account is None or self.account.affords(phase.name, cohort)
 
+    def announce(self, phase: Phase[Any], cohort: Sequence[str]) -> None:
+        """Charge the round, where what the clients send is the release."""
+        if self.account is not None and self._clients_release:
+            self.account.charge(phase.name, cohort)
+
     def training_terms(self, phase: Phase[Any], state: State, cohort: Sequence[str]) -> Terms:
         """Return the bound, and what clients must know of the noise and of the sum."""
         noise = self.account.noise_multiplier if self.account is not None else 0.0
         size = self._template(phase, state).size + len(self._extras) if self._code is not None else 0
-        return Terms(self._bound(phase.name), noise, len(cohort), size)
+        # How many were drawn is told only where a secure sum needs it: a random number of clients is a secret too.
+        asked = len(cohort) if self._code is not None else 0
+        return Terms(self._bound(phase.name), noise, asked, size)
 
     def inspect(self, phase: Phase[Any], state: State, terms: Terms, clients: int, contribution: Contribution) -> None:
         """Refuse a sum that no ``clients`` clipped contributions can have; what is under masks cannot be seen."""
-        if SUM in contribution.tensors:
+        if self._code is not None:
             return
         template = self._template(phase, state)
         template.check(contribution)
@@ -89,20 +97,23 @@ class Custodian(Custody):
             raise ValueError(f"a sum of norm {norm:g} over {clients} clients, each bounded by {terms.bound:g}")
         if terms.bound and contribution.scalars.get(WEIGHT, 0.0) > clients:
             raise ValueError(f"a weight of {contribution.scalars[WEIGHT]:g} over {clients} clients")
+        bits = contribution.scalars.get(NORM_BIT, 0.0)
+        if abs(bits) > clients / 2:
+            raise ValueError(f"norm bits of {bits:g} over {clients} clients, each 1/2 or -1/2")
 
     @property
-    def releases_nothing(self) -> bool:
+    def releases_always(self) -> bool:
         """Whether noise must hide that nobody was drawn."""
         return self.privacy.mechanism is not None
 
     def release(
         self, phase: Phase[Any], state: State, number: int, cohort: Sequence[str], total: Contribution
     ) -> Contribution:
-        """Charge the round, add the noise that is still missing, and fix the denominator."""
+        """Charge the round, unless that was done, add the noise that is still missing, and fix the denominator."""
         template = self._template(phase, state)
         vector, extras = self._parts(total, template)
         metrics = {name: value for name, value in total.scalars.items() if name.startswith(METRIC)}
-        if self.account is not None:
+        if self.account is not None and not self._clients_release:
             self.account.charge(phase.name, cohort)
         if self.privacy.mechanism is None:
             return Contribution(template.unflatten(vector), {WEIGHT: extras[WEIGHT], **metrics})
@@ -113,8 +124,10 @@ class Custodian(Custody):
         return Contribution(tensors, {WEIGHT: self._expected(phase.name), **metrics})
 
     def evaluation_terms(self, phase: Phase[Any], clients: Sequence[str]) -> Terms | None:
-        """Return the public numbers of an evaluation; None where metrics are withheld."""
+        """Return the public numbers of an evaluation; None where metrics are withheld, or not affordable."""
         if isinstance(self.privacy.metrics, WithheldMetrics):
+            return None
+        if self.account is not None and not self.account.affords_metrics():
             return None
         size = 2 * len(self.metrics) if self._code is not None else 0
         return Terms(self._metric_bound, self._metric_noise, len(clients), size)
@@ -168,10 +181,19 @@ class Custodian(Custody):
 
     def restore(self, facts: Mapping[str, Any], tensors: State) -> None:
         """Go on from a checkpoint."""
+        spent_since = False
         if self.account is not None and facts.get("ledger") is not None:
-            self.account.restore(facts["ledger"])
+            spent_since = self.account.restore(facts["ledger"])
         self._bounds = {name: float(value) for name, value in facts.get("bounds", {}).items()}
-        self._history = {name: rows.double().numpy() for name, rows in tensors.items()}
+        # Later rounds have already taken back part of this noise. A second series that does so too would leave less of
+        # it than is accounted for, so it begins anew.
+        self._history = {} if spent_since else {name: rows.double().numpy() for name, rows in tensors.items()}
+
+    @property
+    def _clients_release(self) -> bool:
+        """Whether the server already sees noisy numbers only."""
+        mechanism = self.privacy.mechanism
+        return mechanism is None or mechanism.distributed
 
     @property
     def _code(self) -> WordCode | None:
@@ -210,7 +232,7 @@ class Custodian(Custody):
 
     def _parts(self, total: Contribution, template: Template) -> tuple[Vector, dict[str, float]]:
         """Return a total as a vector, and the numbers beside it."""
-        if SUM not in total.tensors:
+        if self._code is None or SUM not in total.tensors:
             return template.flatten(total), {name: total.scalars.get(name, 0.0) for name in self._all_extras()}
         numbers = total.tensors[SUM].double().numpy()
         extras = dict(zip(self._extras, numbers[template.size :].tolist(), strict=True))
@@ -239,7 +261,7 @@ class Custodian(Custody):
         return released
 
     def _metric_vector(self, total: Contribution) -> Vector:
-        if SUM in total.tensors:
+        if self._code is not None and SUM in total.tensors:
             return total.tensors[SUM].double().numpy()
         sums = {item.name: item for item in decode(total.scalars)}
         pairs = [(sums[name].total, sums[name].n) if name in sums else (0.0, 0.0) for name in self.metrics]

@@ -36,6 +36,10 @@ class Custody(ABC):
         """Tell whether a round may be run at all."""
 
     @abstractmethod
+    def announce(self, phase: Phase[Any], cohort: Sequence[str]) -> None:
+        """Hear that a round is about to be asked for: where clients hide their own data, its cost is due now."""
+
+    @abstractmethod
     def training_terms(self, phase: Phase[Any], state: State, cohort: Sequence[str]) -> Terms:
         """Return the public numbers of a round."""
 
@@ -51,7 +55,7 @@ class Custody(ABC):
 
     @property
     @abstractmethod
-    def releases_nothing(self) -> bool:
+    def releases_always(self) -> bool:
         """Whether a round that drew nobody ends in a release all the same, of noise."""
 
     @abstractmethod
@@ -118,6 +122,9 @@ class NoCustody(Custody):
         """Return True."""
         return True
 
+    def announce(self, phase: Phase[Any], cohort: Sequence[str]) -> None:
+        """Do nothing."""
+
     def training_terms(self, phase: Phase[Any], state: State, cohort: Sequence[str]) -> Terms:
         """Return no terms."""
         return Terms(cohort=len(cohort))
@@ -129,7 +136,7 @@ class NoCustody(Custody):
             template.check(contribution)
 
     @property
-    def releases_nothing(self) -> bool:
+    def releases_always(self) -> bool:
         """False."""
         return False
 

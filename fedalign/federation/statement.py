@@ -83,8 +83,9 @@ def _sentence(privacy: Protection, account: Account | None) -> str:
         if local or distributed
         else "Whoever sees the models, but not the server,"
     )
+    apart = "being there or being zeros" if distributed else _RELATIONS[account.relation]
     return (
-        f"{whom} can tell {_UNITS[account.unit]} {_RELATIONS[account.relation]} apart only as far as "
+        f"{whom} can tell {_UNITS[account.unit]} {apart} apart only as far as "
         f"({epsilon:.3g}, {account.delta:.2g})-differential privacy allows, over the whole run."
     )
 
@@ -128,6 +129,7 @@ def _not_covered(privacy: Protection, account: Account | None) -> list[str]:
     if account is not None:
         counted = "the number of training clients" if account.unit is Unit.CLIENT else "how much data a client holds"
         left.append(f"{counted}: it is taken as public")
+        left.append("the server's own records: sizes of cohorts, failures, traffic and times in metrics.jsonl")
         left.append("what the initial model, its tokenizer and the encoder have learnt before the run")
         if not privacy.randomness.secret:
             left.append("anything, from whoever knows the run's seed: the noise follows from it")

@@ -100,6 +100,7 @@ class SumStrategy(Strategy):
         self._arrays = ArrayRecord()
         self._terms = Terms()
         self._cohort: tuple[int, list[str]] = (0, [])
+        self._asked: frozenset[str] = frozenset()
 
     def summary(self) -> None:
         """Log what the strategy runs."""
@@ -123,7 +124,8 @@ class SumStrategy(Strategy):
         """Address the cohort of a round; one message a node, or one a client where replies are needed singly."""
         self._arrays = arrays
         cohort = self.cohort(server_round)
-        self.tally = Tally(asked=len(cohort))
+        self.tally, self._asked = Tally(asked=len(cohort)), frozenset(cohort)
+        self.custody.announce(self.phase, cohort)
         self._terms = self.custody.training_terms(self.phase, decode_tensors(arrays), cohort)
         return self._address(grid, TRAIN, cohort, arrays, server_round, self.phase.needs is Needs.INDIVIDUAL)
 
@@ -141,7 +143,7 @@ class SumStrategy(Strategy):
         inspect = functools.partial(self.custody.inspect, self.phase, state, self._terms)
         contributions = self._read(replies, f"round {server_round} of phase {self.phase.name}", inspect)
         self.train_sums = []
-        if not contributions and not self.custody.releases_nothing:
+        if not contributions and not self.custody.releases_always:
             return self._arrays, None
         summed = self.custody.release(self.phase, state, server_round, self.cohort(server_round), total(contributions))
         if self.phase.needs is Needs.INDIVIDUAL:
@@ -157,7 +159,7 @@ class SumStrategy(Strategy):
         """Address every client, training and unseen; nobody where metrics are withheld."""
         clients = [*self.directory.training, *self.directory.unseen]
         terms = self.custody.evaluation_terms(self.phase, clients)
-        self.tally = Tally(asked=0 if terms is None else len(clients))
+        self.tally, self._asked = Tally(asked=0 if terms is None else len(clients)), frozenset(clients)
         if terms is None:
             return []
         self._terms = terms
@@ -214,7 +216,11 @@ class SumStrategy(Strategy):
             if reply.has_error():
                 self.tally.reasons.append(str(reply.error.reason))
                 continue
-            report = NodeReport.of(reply.content)
+            try:
+                report = self._report_of(reply)
+            except ValueError as error:
+                self.tally.reasons.append(f"node {reply.metadata.src_node_id}: {error}")
+                continue
             self.tally.seconds += report.seconds
             self.tally.sent_bytes += report.sent_bytes
             self.tally.reasons.extend(f"{client}: {reason}" for client, reason in report.failures)
@@ -234,6 +240,20 @@ class SumStrategy(Strategy):
         for reason in self.tally.reasons:
             _log.warning("%s: %s", what, reason)
         return [contribution for _, contribution in sorted(good, key=lambda pair: pair[0])]
+
+    def _report_of(self, reply: Message) -> NodeReport:
+        """Return what a node says of its work; it may speak only for clients that it was asked for, once each.
+
+        A node that spoke for more could add more, since what a sum may be grows with the clients in it.
+        """
+        report, node = NodeReport.of(reply.content), reply.metadata.src_node_id
+        nodes = self.directory.node_of
+        # Replies that a layer under the strategy has made of several come from no node.
+        single = node in nodes.values()
+        strange = [c for c in report.clients if c not in self._asked or (single and nodes[c] != node)]
+        if strange or len(set(report.clients)) < len(report.clients):
+            raise ValueError(f"it answers for clients that it was not asked for: {', '.join(strange or report.clients)}")
+        return report
 
 
 def _record(sums: Sequence[MetricSum]) -> MetricRecord:

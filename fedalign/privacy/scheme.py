@@ -13,6 +13,8 @@ class Scheme(StrEnum):
     POISSON = "poisson"
     FIXED_SIZE = "fixed_size"
     CYCLIC = "cyclic"
+    KNOWN = "known"
+    """Drawn, but seen by others than the server: by the neighbours of a secure sum, for instance."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from fedalign.federation.secure.settings import SecAgg
-from scripts.benchmark_secure_sum import Work, main, measure, size
+from scripts.benchmark_secure_sum import Work, main, measure, size, to_table
 
 SETTINGS = SecAgg(bits=64, fraction_bits=32, neighbours=4, threshold=0.6, minimum=2)
 
@@ -36,3 +36,8 @@ def test_the_table_and_its_numbers_are_written(tmp_path, capsys):
 def test_mistakes_are_refused(wrong):
     with pytest.raises(SystemExit):
         main([wrong])
+
+
+def test_the_page_shows_the_recorded_run(root):
+    rows = json.loads((root / "docs" / "benchmarks" / "secure_sum.json").read_text())["rows"]
+    assert to_table(rows).strip() in (root / "docs" / "benchmarks.md").read_text()
