@@ -68,6 +68,10 @@ class Protection(Privacy):
             raise UserError(
                 "privacy.local and privacy.mechanism protect different units; a run states one guarantee: leave one out"
             )
+        if not self.private and self.secure is None:
+            raise UserError(
+                "privacy has neither a mechanism nor local noise nor a secure sum, and promises nothing; set privacy=none"
+            )
         if self.private and self.epsilon is None and self.noise_multiplier is None:
             raise UserError("privacy.epsilon and privacy.noise_multiplier are both null; set one")
         if not self.private and (self.epsilon, self.noise_multiplier) != (None, None):
@@ -103,6 +107,11 @@ class Protection(Privacy):
         if self.secure is not None and isinstance(self.metrics, OpenMetrics):
             raise UserError(
                 "privacy/metrics=open would send each client's metrics past the secure sum; set summed or withheld"
+            )
+        if isinstance(self.metrics, SummedMetrics) and self.local is not None:
+            raise UserError(
+                "privacy/metrics=summed would tell the server what privacy.local hides from it; set "
+                "privacy/metrics=withheld, or open in a simulation"
             )
         if isinstance(self.metrics, SummedMetrics) and self.private and not self.metrics.noise_multiplier:
             raise UserError(

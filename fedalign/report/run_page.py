@@ -72,8 +72,10 @@ def _key_numbers(summary: Summary, headline: str) -> list[tuple[str, str]]:
     stem = headline.partition("/")[2] or headline
     names = [headline, f"{headline}_worst", f"initial/{stem}"]
     shown = [(number(summary.metrics[name]), name) for name in names if name in summary.metrics]
-    epsilon = summary.privacy.get("epsilon") if summary.privacy else None
-    guarantee = "none" if epsilon is None else f"ε = {epsilon:.3g}"
+    told = summary.privacy or {}
+    epsilon = told.get("epsilon")
+    without = "secure sum" if told.get("secure_sum") else "none"
+    guarantee = without if epsilon is None else f"ε = {epsilon:.3g}"
     return [*shown, (guarantee, "privacy guarantee"), (duration(summary.timing.total_s), "wall time")]
 
 
@@ -107,9 +109,12 @@ def _privacy(privacy: Mapping[str, Any] | None) -> str:
     if privacy is None:
         return html.paragraph(NO_PRIVACY)
     rows: list[list[html.Cell]] = [
-        [_PRIVACY_WORDS.get(key, key.replace("_", " ")), _plain(value)] for key, value in privacy.items()
+        [_PRIVACY_WORDS.get(key, key.replace("_", " ")), _plain(value)]
+        for key, value in privacy.items()
+        if key != "sentence"
     ]
-    return html.table(["term", "value"], rows)
+    sentence = html.paragraph(str(privacy["sentence"])) if "sentence" in privacy else ""
+    return sentence + html.table(["term", "value"], rows)
 
 
 def _costs(summary: Summary) -> str:
@@ -139,4 +144,10 @@ def _value(value: float | None) -> html.Cell:
 def _plain(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {_plain(item)}" for key, item in value.items()) or "–"
+    if isinstance(value, list):
+        return "; ".join(map(_plain, value)) or "–"
+    if value is None:
+        return "–"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

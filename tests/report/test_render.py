@@ -124,6 +124,17 @@ def test_shows_every_term_of_a_guarantee(make_run: Callable[..., Path], guarante
     assert NO_PRIVACY not in page.text
 
 
+def test_a_guarantee_is_said_in_its_sentence_and_with_what_it_leaves_out(
+    make_run: Callable[..., Path], guarantee: dict[str, Any]
+) -> None:
+    told = {"sentence": "Nobody can tell.", "not_covered": ["metrics", "the seed"], "clipping": {"bound": 0.5}}
+    page = render(make_run("run", privacy={**guarantee, **told, "epsilon": None, "secure_sum": True}))
+    terms = dict(row for row in page.table("term")[1:])
+    assert "Nobody can tell." in page.text and "sentence" not in terms
+    assert (terms["not covered"], terms["clipping"], terms["epsilon"]) == ("metrics; the seed", "bound: 0.5", "–")
+    assert "secure sum" in page.text
+
+
 def test_a_failed_run_shows_the_reason(make_run: Callable[..., Path]) -> None:
     page = render(make_run("run", reason="every client failed: <no> memory"))
     assert "failed" in page.text and "every client failed: <no> memory" in page.text
