@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import functools
+import json
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fedalign.config import RunConfig, parse, to_json
 from fedalign.data.federated import Role
 from fedalign.errors import RunFailed, UserError
-from fedalign.federation.canary import Canaries, with_canaries
+from fedalign.federation.canary import OneClient, with_canaries
 from fedalign.federation.canary_score import ScoringCustodian
 from fedalign.federation.conductor import Job, Outcome
 from fedalign.federation.server_app import make_server_app
 from fedalign.federation.site import Site
-from fedalign.guarantee import Phases, account_of, check_guarantee
-from fedalign.methods.base import Participation
+from fedalign.guarantee import Phases, account_of, check_guarantee, local_privacy
+from fedalign.privacy.canaries import Canaries
+from fedalign.privacy.canary_units import CanaryLocalPrivacy
+from fedalign.privacy.events import Relation
 from fedalign.privacy.protection import Protection
-from fedalign.privacy.scheme import Scheme
 from fedalign.report.progress import Progress
-from fedalign.site import open_site, phases_of
+from fedalign.site import open_site, phases_of, setting
 
+_NO_LOGGER = "fedalign.report.loggers.NoLogger"
 _NORM = 10.0
 """Of what a canary contributes, over the clipping bound: a missing clip shows, and is not refused on the way."""
 
@@ -30,24 +34,27 @@ _NORM = 10.0
 def auditable(resolved: Mapping[str, Any]) -> dict[str, Any]:
     """Return a configuration as it is audited: no metrics, which no canary is scored by, and no logger.
 
+    Where DP-SGD protects units of a client, that client trains alone and in every round, its upload is not hidden from
+    the auditor, and the gradients of units are found in a loop, which serves canaries as well.
+
     Raises
     ------
     UserError
-        If it is wrong, or claims nothing that canary clients could refute.
+        If it is wrong, or claims nothing that canaries could refute.
     """
     privacy = parse(resolved).privacy
     if not isinstance(privacy, Protection) or not privacy.private:
         raise UserError("privacy claims no epsilon, so there is nothing to audit; choose privacy=central, for example")
-    if privacy.local is not None:
-        raise UserError(
-            f"privacy.local protects one {privacy.local.unit} of a client, and the audit's canaries are clients; audit "
-            "privacy=central, central_adaptive, central_ftrl or distributed"
-        )
     if privacy.noise_multiplier == 0:
         raise UserError("privacy.noise_multiplier=0 claims nothing, so there is nothing to audit; raise it")
-    withheld = {"_target_": "fedalign.privacy.metric_release.WithheldMetrics"}
-    silent = {"_target_": "fedalign.report.loggers.NoLogger"}
-    return {**resolved, "privacy": {**resolved["privacy"], "metrics": withheld}, "logger": silent}
+    metrics = {"_target_": "fedalign.privacy.metric_release.WithheldMetrics"}
+    quiet = {**resolved, "logger": {"_target_": _NO_LOGGER}}
+    audited = {**resolved["privacy"], "metrics": metrics}
+    if privacy.local is None:
+        return {**quiet, "privacy": audited}
+    local = {**audited, "secure": None, "local": {**audited["local"], "grad_sample": "loop"}}
+    everyone = {"_target_": "fedalign.federation.sampling.FractionSampler", "fraction": 1.0}
+    return {**quiet, "privacy": local, "federation": {**resolved["federation"], "sampler": everyone}}
 
 
 def run_with_canaries(resolved: Mapping[str, Any], count: int, seed: int) -> tuple[ScoringCustodian, Canaries]:
@@ -76,32 +83,24 @@ def run_with_canaries(resolved: Mapping[str, Any], count: int, seed: int) -> tup
         If the federation breaks down.
     """
     config, travels = parse(resolved), to_json(resolved)
-    own = open_site(travels, {})
-    training = [client.name for client in own.data.clients if client.role is Role.TRAIN]
-    phases = phases_of(config, own.data.questionnaire)
-    canaries = Canaries(count, _NORM, seed, _opposed(config, phases, len(training) + count))
-    training = sorted([*training, *canaries.names])
+    canaries = Canaries(count, _NORM, seed, opposed=False)
+    site = _open(canaries, travels, {})
+    phases = phases_of(config, site.data.questionnaire)
+    training = sorted(client.name for client in site.data.clients if client.role is Role.TRAIN)
     config.federation.sampler.check(len(training))
     check_guarantee(config, phases, training)
-    own.check(client.name for client in own.data.clients)
+    site.check(client.name for client in site.data.clients)
     account = account_of(config, phases, training, None)
+    canaries = replace(canaries, opposed=account.relation is Relation.REPLACE_ONE)
     assert isinstance(config.privacy, Protection)
     custodian = ScoringCustodian(config.privacy, lambda directory: account, config.seed)
     _conduct(config, travels, phases, canaries, custodian)
     return custodian, canaries
 
 
-def _opposed(config: RunConfig, phases: Phases, clients: int) -> bool:
-    """Tell whether the claim is about replaced data, as where secret cohorts of a fixed size amplify."""
-    assert isinstance(config.privacy, Protection) and config.privacy.mechanism is not None
-    sampling = config.federation.sampler.describe(clients)
-    drawn = any(phase.rounds and phase.participation is Participation.SAMPLED for phase in phases)
-    return drawn and sampling.scheme is Scheme.FIXED_SIZE and config.privacy.mechanism.amplified(sampling)
-
-
 def _conduct(config: RunConfig, travels: str, phases: Phases, canaries: Canaries, custodian: ScoringCustodian) -> None:
     """Run it on the configured engine."""
-    clients = len(with_canaries(open_site(travels, {}), canaries).data.clients)
+    clients = len(_open(canaries, travels, {}).data.clients)
     progress, outcomes = Progress(config.method.headline), list[Outcome]()
     with tempfile.TemporaryDirectory() as scratch:
         job = Job(
@@ -127,4 +126,20 @@ def _conduct(config: RunConfig, travels: str, phases: Phases, canaries: Canaries
 
 
 def _open(canaries: Canaries, config: str, node_config: Mapping[str, Any]) -> Site:
-    return with_canaries(open_site(config, node_config), canaries)
+    """Open a node's site, as :func:`fedalign.site.open_site` does, with the canaries in it."""
+    site = open_site(config, node_config)
+    assert isinstance(site.privacy, Protection)
+    if site.privacy.local is None:
+        return with_canaries(site, canaries)
+    return replace(site, phases=_phases_with_units(canaries, config), data=OneClient(site.data))
+
+
+@functools.lru_cache(maxsize=2)
+def _phases_with_units(canaries: Canaries, config: str) -> Phases:
+    """Return phases whose local training has canaries among its units."""
+    resolved = json.loads(config)
+    run = parse({**resolved, "output": None, "name": "audit", "logger": {"_target_": _NO_LOGGER}})
+    plain = local_privacy(run, phases_of(run, {}))
+    assert plain is not None
+    joined = CanaryLocalPrivacy(plain.settings, plain.noise_multiplier, plain.randomness, canaries)
+    return run.method.phases(replace(setting(run, {}), local_privacy=joined))

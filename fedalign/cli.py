@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
 
     audit = commands.add_parser("audit", parents=[common], help="try to refute a privacy guarantee with canaries")
     audit.add_argument("target", nargs="+", metavar="DIR|override", help="a run, or what fedalign run would be told")
-    audit.add_argument("--canaries", type=int, default=1000, help="canary clients, half of them held out (1000)")
+    audit.add_argument("--canaries", type=int, default=1000, help="how many, about half of them held out (1000)")
     audit.add_argument("--confidence", type=float, default=0.95, help="of all bounds together (0.95)")
     audit.add_argument("--bound", default="gdp", help="the one that decides: gdp, one_run, roc or canary (gdp)")
     audit.add_argument("--output", type=Path, help="directory (default: audit/ in the run's, or one under outputs/)")

@@ -85,7 +85,7 @@ def private_gradients(
     """Give what writes the gradients of a client's round; the network is left without hooks."""
     gradients = unit_gradients(network, privacy.settings)
     try:
-        yield PrivateGradients(gradients, units, privacy, streams)
+        yield PrivateGradients(gradients, privacy.joined(units, network, streams), privacy, streams)
     finally:
         gradients.close()
 

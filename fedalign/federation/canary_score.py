@@ -1,0 +1,97 @@
+"""What an auditor reads off a run: how far everything that was released leans towards each canary."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fedalign.contribution import Contribution, State
+from fedalign.errors import UserError
+from fedalign.federation.custodian import Custodian, OpenAccount
+from fedalign.methods.base import Phase
+from fedalign.privacy.audit_bound import CanaryScores, Floats
+from fedalign.privacy.canaries import Canaries
+from fedalign.privacy.canary_audit import inner_products
+from fedalign.privacy.protection import Protection
+from fedalign.template import Vector
+
+
+class ScoringCustodian(Custodian):
+    """Guards a run as ever, and adds up what it releases, in units of each round's clipping bound where there is one.
+
+    It keeps the noisy sums from before the server optimiser's step. Where the server averages, whoever sees the models
+    can work them out; elsewhere the auditor may see more than others do, and holds them against the same claim, which
+    is about the sums.
+
+    Parameters
+    ----------
+    privacy : Protection
+    open_account, seed
+        See :class:`Custodian`; metrics are none.
+    """
+
+    def __init__(self, privacy: Protection, open_account: OpenAccount, seed: int) -> None:
+        super().__init__(privacy, (), open_account, seed)
+        self._seen: dict[str, Vector] = {}
+        self._releases: Counter[str] = Counter()
+
+    def release(
+        self, phase: Phase[Any], state: State, number: int, cohort: Sequence[str], total: Contribution
+    ) -> Contribution:
+        """Release a round's total, and remember what it came to."""
+        # Releasing moves a bound that adapts.
+        bound, template, clip = self._bound(phase.name), self._template(phase, state), self.privacy.clip
+        released = super().release(phase, state, number, cohort, total)
+        vector = template.flatten(released)
+        if clip is not None:
+            vector = vector * template.scales(clip.scales) / bound
+        self._seen[phase.name] = self._seen.get(phase.name, np.zeros_like(vector)) + vector
+        self._releases[phase.name] += 1
+        return released
+
+    def scores(self, canaries: Canaries) -> CanaryScores:
+        """Return inner products of the canaries' directions with the released sums, over all phases.
+
+        Canary clients' are in units of what an included one is expected to add if it is clipped: it scores about 1, and
+        a held-out one 0, or -1 if it is opposed. Canary units' are cosines, since only the optimiser knows how long
+        their steps are.
+
+        Raises
+        ------
+        UserError
+            If nothing was released.
+        """
+        if not self._seen:
+            raise UserError("audit: the run released nothing; raise federation.rounds or the budget")
+        weights = self._matched() if self.privacy.local is None else self._normalised()
+        parts = [weight * self._inner_products(canaries, name) for name, weight in weights.items()]
+        scores = np.sum(parts, axis=0)
+        return CanaryScores(scores[canaries.included], scores[~canaries.included], fair_coins=True)
+
+    def _inner_products(self, canaries: Canaries, phase: str) -> Floats:
+        # One direction at a time: together they may not fit in memory.
+        seen = self._seen[phase]
+        directions = (canaries.direction(number, phase, len(seen)) for number in range(canaries.count))
+        return np.concatenate([inner_products(direction[None], seen) for direction in directions])
+
+    def _matched(self) -> dict[str, float]:
+        """Weigh phases as a matched filter does, by public numbers: what a canary adds over the variance of the rest.
+
+        The rest is the noise, and the other clients, whose vectors are as long as a canary's at most.
+        """
+        assert self.account is not None
+        expected, weights = {}, {}
+        for name, vector in self._seen.items():
+            sampling, releases = self.account.exposures[name].sampling, self._releases[name]
+            expected[name] = releases * sampling.rate
+            others = sampling.population * expected[name] ** 2 / len(vector)
+            weights[name] = expected[name] / (releases * self.account.noise_multiplier**2 + others)
+        sum_expected = sum(weights[name] * expected[name] for name in weights)
+        return {name: weight / sum_expected for name, weight in weights.items()}
+
+    def _normalised(self) -> dict[str, float]:
+        lengths = {name: float(np.linalg.norm(vector)) for name, vector in self._seen.items()}
+        return {name: 1 / length if length else 0.0 for name, length in lengths.items()}
