@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+import os
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,9 +123,21 @@ class Account:
         -------
         bool
             Whether something has been spent since.
+
+        Raises
+        ------
+        UserError
+            If the run promised something else, as with another number of clients.
         """
         written = self._read() if self.privacy.randomness.secret else None
-        self.ledger = Ledger.from_json(facts if written is None else written)
+        restored = Ledger.from_json(facts if written is None else written)
+        was, now = ((str(e.unit), str(e.relation), e.delta) for e in (restored, self.ledger))
+        if was != now:
+            raise UserError(
+                f"the run has spent its budget on {was[0]}s under {was[1]} at delta={was[2]:.3g}, and would go on with "
+                f"{now[0]}s under {now[1]} at delta={now[2]:.3g}; resume it with the clients that it was started with"
+            )
+        self.ledger = restored
         return written is not None and written != facts
 
     def amplified(self, name: str) -> bool:
@@ -215,7 +229,9 @@ class Account:
         if self.privacy.noise_multiplier is not None:
             return self.privacy.noise_multiplier
         assert self.privacy.epsilon is not None
-        return noise_multiplier_for(self.privacy.epsilon, self.plan, self._fresh)
+        entries = tuple(self.plan(1.0))
+        goal = _Goal(self.privacy.epsilon, self.unit, self.relation, self.delta, entries, self.plan)
+        return _noise_for(goal)
 
     def _fresh(self) -> Ledger:
         return Ledger(self.unit, self.relation, self.delta)
@@ -227,7 +243,10 @@ class Account:
         if self._journal is not None:
             self._journal.parent.mkdir(parents=True, exist_ok=True)
             fresh = self._journal.with_suffix(".new")
-            fresh.write_text(json.dumps(self.ledger.to_json()))
+            with fresh.open("w") as opened:
+                json.dump(self.ledger.to_json(), opened)
+                opened.flush()
+                os.fsync(opened.fileno())
             fresh.rename(self._journal)
 
     def _read(self) -> dict[str, Any] | None:
@@ -235,6 +254,28 @@ class Account:
             return None
         content: dict[str, Any] = json.loads(self._journal.read_text())
         return content
+
+
+@dataclass(frozen=True)
+class _Goal:
+    """What noise is sought for; two goals are one if they plan the same releases at the same noise."""
+
+    epsilon: float
+    unit: Unit
+    relation: Relation
+    delta: float
+    entries: tuple[Entry, ...]
+    plan: Callable[[float], list[Entry]] = field(compare=False)
+
+
+@functools.lru_cache(maxsize=32)
+def _noise_for(goal: _Goal) -> float:
+    """Return the noise multiplier for a goal; a run asks for it before it starts, and again when it does."""
+
+    def fresh() -> Ledger:
+        return Ledger(goal.unit, goal.relation, goal.delta)
+
+    return noise_multiplier_for(goal.epsilon, goal.plan, fresh)
 
 
 def exposure_of(

@@ -224,6 +224,9 @@ class Conductor:
         try:
             replies = self._layered.send_and_receive(messages, timeout=self.job.federation.round_timeout)
             updated, _ = strategy.aggregate_train(number, replies)
+            if strategy.tally.asked and not strategy.tally.updates:
+                reasons = strategy.tally.reasons or ["no reply in time"]
+                self._given_up(strategy, number, RunFailed(f"every client failed in every round: {reasons[0].strip()}"))
         except SecureSumAborted as error:
             # Nothing was seen of anybody, so the next round may do better.
             _log.warning("round %d of phase %s is given up: %s", number, strategy.phase.name, error)
@@ -244,8 +247,8 @@ class Conductor:
         metrics += [Metric(name, number, "server", None, key, float(value), 1.0) for key, value in facts.items()]
         return decode_tensors(updated) if updated is not None else state, metrics
 
-    def _given_up(self, strategy: SumStrategy, number: int, error: SecureSumAborted) -> None:
-        """Count a round without a sum; a phase without any sum is a failure."""
+    def _given_up(self, strategy: SumStrategy, number: int, error: RunFailed) -> None:
+        """Count a round to which nobody added anything; a phase of such rounds is a failure."""
         self._without_sum += 1
         if self._without_sum == number == strategy.phase.rounds:
             raise error

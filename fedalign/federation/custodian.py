@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 
 from fedalign.contribution import WEIGHT, Contribution, State
 from fedalign.federation.account import Account, finite
-from fedalign.federation.custody import Custody
+from fedalign.federation.custody import Custody, check_finite
 from fedalign.federation.directory import ClientDirectory
 from fedalign.federation.messages import Terms
 from fedalign.federation.secure.settings import SecAgg
@@ -92,10 +92,11 @@ class Custodian(Custody):
             return
         template = self._template(phase, state)
         template.check(contribution)
-        norm = float(np.linalg.norm(template.flatten(contribution)))
+        norm = contribution.norm()
         if terms.bound and norm > clients * terms.bound * (1 + SLACK):
             raise ValueError(f"a sum of norm {norm:g} over {clients} clients, each bounded by {terms.bound:g}")
-        if terms.bound and contribution.scalars.get(WEIGHT, 0.0) > clients:
+        equal = terms.bound or self.privacy.local is not None
+        if equal and contribution.scalars.get(WEIGHT, 0.0) > clients:
             raise ValueError(f"a weight of {contribution.scalars[WEIGHT]:g} over {clients} clients")
         bits = contribution.scalars.get(NORM_BIT, 0.0)
         if abs(bits) > clients / 2:
@@ -132,11 +133,25 @@ class Custodian(Custody):
         size = 2 * len(self.metrics) if self._code is not None else 0
         return Terms(self._metric_bound, self._metric_noise, len(clients), size)
 
+    def announce_evaluation(self, phase: Phase[Any]) -> None:
+        """Charge the evaluation, where what the clients send is the release."""
+        if self.account is not None and self._clients_release:
+            self.account.charge_metrics(phase.name)
+
+    def inspect_metrics(self, clients: int, contribution: Contribution) -> None:
+        """Refuse what is not finite, and sums of bounded values that ``clients`` cannot have."""
+        check_finite(contribution)
+        if isinstance(self.privacy.metrics, OpenMetrics) or self._code is not None or not self.privacy.private:
+            return
+        for item in decode(contribution.scalars):
+            if not (0 <= item.total <= clients and 0 <= item.n <= clients):
+                raise ValueError(f"{item.name}: {item.total:g} of {item.n:g} over {clients} clients, each at most 1")
+
     def release_metrics(self, phase: Phase[Any], number: int, total: Contribution) -> Contribution:
-        """Charge an evaluation and add noise to its sums; leave out what too few have a value of."""
+        """Charge an evaluation, unless that was done, and add noise to its sums; leave out what too few have."""
         if isinstance(self.privacy.metrics, OpenMetrics):
             return total
-        if self.account is not None:
+        if self.account is not None and not self._clients_release:
             self.account.charge_metrics(phase.name)
         vector = self._metric_vector(total)
         if self.privacy.mechanism is None or not self.privacy.mechanism.distributed:

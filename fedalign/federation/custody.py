@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from flwr.serverapp import Grid
 
 from fedalign.contribution import Contribution, State
@@ -67,6 +69,20 @@ class Custody(ABC):
     @abstractmethod
     def evaluation_terms(self, phase: Phase[Any], clients: Sequence[str]) -> Terms | None:
         """Return the public numbers of an evaluation; None where there is to be none."""
+
+    @abstractmethod
+    def announce_evaluation(self, phase: Phase[Any]) -> None:
+        """Hear that an evaluation is about to be asked for, as :meth:`announce`."""
+
+    @abstractmethod
+    def inspect_metrics(self, clients: int, contribution: Contribution) -> None:
+        """Refuse a node's reply to an evaluation, the sum over ``clients``, that must not be added.
+
+        Raises
+        ------
+        ValueError
+            If a number is not finite, or larger than bounded terms can make it.
+        """
 
     @abstractmethod
     def release_metrics(self, phase: Phase[Any], number: int, total: Contribution) -> Contribution:
@@ -150,6 +166,13 @@ class NoCustody(Custody):
         """Return no terms."""
         return Terms(cohort=len(clients))
 
+    def announce_evaluation(self, phase: Phase[Any]) -> None:
+        """Do nothing."""
+
+    def inspect_metrics(self, clients: int, contribution: Contribution) -> None:
+        """Refuse what is not finite."""
+        check_finite(contribution)
+
     def release_metrics(self, phase: Phase[Any], number: int, total: Contribution) -> Contribution:
         """Return the total."""
         return total
@@ -183,3 +206,19 @@ class NoCustody(Custody):
 
     def restore(self, facts: Mapping[str, Any], tensors: State) -> None:
         """Do nothing."""
+
+
+def check_finite(contribution: Contribution) -> None:
+    """Refuse a contribution with a number that is not finite.
+
+    Raises
+    ------
+    ValueError
+        Naming it.
+    """
+    for name, value in contribution.scalars.items():
+        if not math.isfinite(value):
+            raise ValueError(f"{name}: is {value}")
+    for name, tensor in contribution.tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{name}: holds NaN or Inf")

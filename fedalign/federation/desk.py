@@ -6,7 +6,7 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from flwr.app import Context, Message, RecordDict
@@ -43,7 +43,14 @@ class Desk(ABC):
     order : Instruction
     message : Message
         Holds the state.
+
+    Attributes
+    ----------
+    exchange : str
+        Keeps the noise of training and of the evaluation after it apart.
     """
+
+    exchange: ClassVar[str]
 
     def __init__(self, site: Site, order: Instruction, message: Message) -> None:
         self.site, self.order = site, order
@@ -67,7 +74,7 @@ class Desk(ABC):
         privacy = self.site.privacy
         assert isinstance(privacy, Protection) and isinstance(privacy.secure, SecAgg)
         mechanism = privacy.mechanism if isinstance(privacy.mechanism, DistributedMechanism) else None
-        secret = privacy.randomness.generator(self.streams(client), "share of the noise")
+        secret = privacy.randomness.generator(self.streams(client), f"share of the noise in {self.exchange}")
         vector = self.vector(client, privacy)
         public = public_streams(self.site.seed, self.order)
         return WordCode(privacy.secure, mechanism).encode(vector, self.order.terms, public, secret)
@@ -75,6 +82,8 @@ class Desk(ABC):
 
 class TrainingDesk(Desk):
     """Local training, with what a client keeps between rounds."""
+
+    exchange = "training"
 
     def __init__(self, site: Site, order: Instruction, message: Message, context: Context) -> None:
         super().__init__(site, order, message)
@@ -113,6 +122,8 @@ class TrainingDesk(Desk):
 
 class EvaluationDesk(Desk):
     """Metric sums."""
+
+    exchange = "evaluation"
 
     def contribution(self, client: str) -> Contribution:
         """Return the client's metrics, all of them where they are open."""

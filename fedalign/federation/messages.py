@@ -97,7 +97,17 @@ class NodeReport:
 
     @staticmethod
     def of(content: RecordDict) -> NodeReport:
-        """Read the report of a reply's content."""
-        fields = json.loads(str(content.config_records[REPORT]["json"]))
-        failures = tuple((client, reason) for client, reason in fields["failures"])
-        return NodeReport(tuple(fields["clients"]), fields["seconds"], fields["sent_bytes"], failures)
+        """Read the report of a reply's content.
+
+        Raises
+        ------
+        ValueError
+            If there is none, or it is malformed.
+        """
+        try:
+            fields = json.loads(str(content.config_records[REPORT]["json"]))
+            failures = tuple((str(client), str(reason)) for client, reason in fields["failures"])
+            clients = tuple(str(client) for client in fields["clients"])
+            return NodeReport(clients, float(fields["seconds"]), int(fields["sent_bytes"]), failures)
+        except (KeyError, TypeError, OverflowError) as error:
+            raise ValueError(f"the reply holds no report: {error!r}") from error

@@ -170,13 +170,17 @@ class SecureExchange:
 
         for reply in self._send(kind, inboxes, content):
             if reply.has_error():
+                self._fail(f"node {reply.metadata.src_node_id}", str(reply.error.reason))
                 continue
             told = self._report_of(reply)
             seconds, sent = seconds + told.seconds, sent + told.sent_bytes
-            for client, vector in read_vectors(reply.content):
-                if client in inboxes and self._node[client] == reply.metadata.src_node_id:
-                    self._coordinator.receive_masked(client, vector)
-                    done.append(client)
+            try:
+                for client, vector in read_vectors(reply.content):
+                    if client in inboxes and self._node[client] == reply.metadata.src_node_id:
+                        self._coordinator.receive_masked(client, vector)
+                        done.append(client)
+            except ValueError as error:
+                self._fail(f"node {reply.metadata.src_node_id}", str(error))
         order = {client: place for place, client in enumerate(self._node)}
         clients = tuple(sorted(set(done) - set(self._coordinator.refused), key=order.__getitem__))
         self.report = NodeReport(clients, seconds, sent, self.report.failures)
@@ -206,7 +210,11 @@ class SecureExchange:
             return {}
 
     def _report_of(self, reply: Message) -> NodeReport:
-        told = NodeReport.of(reply.content)
+        try:
+            told = NodeReport.of(reply.content)
+        except ValueError as error:
+            self._fail(f"node {reply.metadata.src_node_id}", str(error))
+            return NodeReport((), 0.0, 0)
         for client, reason in told.failures:
             self._fail(client, reason)
         return told

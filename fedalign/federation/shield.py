@@ -52,10 +52,10 @@ def shield(contribution: Contribution, template: Template, privacy: Protection, 
     """
     sums = {name: value for name, value in contribution.scalars.items() if name == WEIGHT}
     told = Contribution(contribution.tensors, sums)
-    template.check(told)
     metrics = {}
     if isinstance(privacy.metrics, OpenMetrics):
         metrics = {name: value for name, value in contribution.scalars.items() if name.startswith(METRIC)}
+    template.check(Contribution(told.tensors, {**sums, **metrics}))
     if privacy.clip is not None:
         vector, norm = privacy.clip.clip(told, template, terms.bound)
         extras = {WEIGHT: 1.0}

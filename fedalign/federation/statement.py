@@ -108,16 +108,16 @@ def _clipping(privacy: Protection, bounds: Mapping[str, float]) -> dict[str, Any
 def _trust(privacy: Protection) -> str:
     """Say who is trusted with what."""
     if privacy.local is not None:
-        return "each client trusts itself only"
+        return "each client trusts itself, and the configuration that it runs, only"
     if privacy.mechanism is not None and privacy.mechanism.distributed:
         return (
-            "the server is trusted to carry messages and not to invent clients; clients are trusted to clip and to "
-            "add their share of the noise"
+            "the server is trusted to follow the protocol: to carry messages, to tell the agreed numbers and not to "
+            "invent clients; clients are trusted to clip and to add their share of the noise"
         )
     if privacy.secure is not None:
         clipped = "; clients are trusted to clip" if privacy.clip is not None else ""
         noise = ", and to add the noise" if privacy.mechanism is not None else ""
-        return f"the server is trusted to carry messages and not to invent clients{noise}{clipped}"
+        return f"the server is trusted to follow the protocol and not to invent clients{noise}{clipped}"
     return "the server is trusted with every contribution, and to add the noise"
 
 

@@ -89,7 +89,7 @@ def update_noise_multiplier(noise_multiplier: float, count_std: float) -> float:
         return 0.0
     if 2 * count_std <= noise_multiplier:
         raise UserError(
-            f"count_noise gives the norm bits noise of standard deviation {count_std:g}, too little for noise "
-            f"multiplier {noise_multiplier:g}; raise count_noise until that is above {noise_multiplier / 2:g}"
+            f"privacy.clip.adaptive.count_noise gives the norm bits noise of standard deviation {count_std:g}, too "
+            f"little for noise multiplier {noise_multiplier:g}; raise it until that is above {noise_multiplier / 2:g}"
         )
     return 1 / math.sqrt(noise_multiplier**-2 - (2 * count_std) ** -2)

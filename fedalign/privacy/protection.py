@@ -70,7 +70,8 @@ class Protection(Privacy):
             )
         if not self.private and self.secure is None:
             raise UserError(
-                "privacy has neither a mechanism nor local noise nor a secure sum, and promises nothing; set privacy=none"
+                "privacy has neither a mechanism nor local noise nor a secure sum, so it promises nothing; set "
+                "privacy=none"
             )
         if self.private and self.epsilon is None and self.noise_multiplier is None:
             raise UserError("privacy.epsilon and privacy.noise_multiplier are both null; set one")

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from fedalign.errors import UserError
-from fedalign.federation.sampling import FixedSampler, FractionSampler, PoissonSampler, Sampler
+from fedalign.federation.sampling import CyclicSampler, FixedSampler, FractionSampler, PoissonSampler, Sampler
+from fedalign.privacy.scheme import Sampling, Scheme
 
 CLIENTS = [f"c{place}" for place in range(10)]
 
@@ -80,3 +81,50 @@ def test_a_poisson_cohort_may_be_empty_and_may_be_everybody() -> None:
     sizes = {len(cohort) for cohort in cohorts(PoissonSampler(0.5), 200, CLIENTS[:3])}
     assert sizes == {0, 1, 2, 3}
     assert cohorts(PoissonSampler(1.0), 1) == [CLIENTS]
+
+
+def test_groups_take_turns_and_everybody_has_one() -> None:
+    sampler = CyclicSampler(4)
+    turns = [sampler.sample(CLIENTS, np.random.default_rng(0), number) for number in range(1, 9)]
+    assert turns[:4] == turns[4:]
+    assert turns[0] == ["c0", "c4", "c8"]
+    assert sorted(client for turn in turns[:4] for client in turn) == CLIENTS
+
+
+@given(groups=st.integers(1, 10), rounds=st.integers(1, 30))
+def test_rounds_of_a_client_are_as_far_apart_as_there_are_groups(groups: int, rounds: int) -> None:
+    sampler, last = CyclicSampler(groups), dict[str, int]()
+    for number in range(1, rounds + 1):
+        for client in sampler.sample(CLIENTS, np.random.default_rng(0), number):
+            assert number - last.get(client, -groups) >= groups
+            last[client] = number
+    assert sampler.describe(10).separation == groups
+
+
+def test_more_groups_than_clients_are_refused() -> None:
+    with pytest.raises(UserError, match=r"federation\.sampler\.groups=11 but only 10 clients train; lower it"):
+        CyclicSampler(11).check(10)
+    CyclicSampler(10).check(10)
+
+
+DESCRIBED = {
+    FractionSampler(0.25): Sampling(Scheme.FIXED_SIZE, 10, 2.0),
+    FractionSampler(0.99): Sampling(Scheme.EVERYONE, 10, 10.0),
+    FractionSampler(0.01): Sampling(Scheme.FIXED_SIZE, 10, 1.0),
+    FixedSampler(3): Sampling(Scheme.FIXED_SIZE, 10, 3.0),
+    FixedSampler(10): Sampling(Scheme.EVERYONE, 10, 10.0),
+    PoissonSampler(0.25): Sampling(Scheme.POISSON, 10, 2.5),
+    PoissonSampler(1.0): Sampling(Scheme.EVERYONE, 10, 10.0),
+    CyclicSampler(4): Sampling(Scheme.CYCLIC, 10, 2.5, 4),
+    CyclicSampler(1): Sampling(Scheme.EVERYONE, 10, 10.0, 1),
+}
+
+
+@pytest.mark.parametrize("sampler", DESCRIBED)
+def test_the_accountant_is_told_how_cohorts_come_about(sampler: Sampler) -> None:
+    told = sampler.describe(10)
+    assert told == DESCRIBED[sampler]
+    sizes = [len(sampler.sample(CLIENTS, np.random.default_rng(seed), seed + 1)) for seed in range(400)]
+    assert np.mean(sizes) == pytest.approx(told.expected, rel=0.1)
+    # Only coins make cohorts whose size is random; only groups make it change in a fixed order.
+    assert (len(set(sizes)) == 1) == (told.scheme in (Scheme.FIXED_SIZE, Scheme.EVERYONE))

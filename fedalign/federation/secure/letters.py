@@ -36,7 +36,7 @@ def read_letters(content: RecordDict) -> dict[str, dict[str, Any]]:
     """
     try:
         letters = json.loads(str(content.config_records[LETTERS]["json"]), object_hook=_revive)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"the message holds no letters: {error!r}") from error
     if not isinstance(letters, dict) or not all(isinstance(letter, dict) for letter in letters.values()):
         raise ValueError("the letters are not one a client")
@@ -49,9 +49,20 @@ def write_vectors(masked: Mapping[str, Words]) -> ArrayRecord:
 
 
 def read_vectors(content: RecordDict) -> Iterator[tuple[str, Words]]:
-    """Yield the masked vectors of a message by client, one at a time."""
+    """Yield the masked vectors of a message by client, one at a time.
+
+    Raises
+    ------
+    ValueError
+        If the message holds none, or something else.
+    """
+    if MASKED not in content.array_records:
+        raise ValueError("the message holds no masked vectors")
     for client, array in content.array_records[MASKED].items():
-        vector = array.numpy()
+        try:
+            vector = array.numpy()
+        except (TypeError, OSError) as error:
+            raise ValueError(f"{client}: masked vector cannot be read: {error!r}") from error
         if not np.issubdtype(vector.dtype, np.unsignedinteger):
             raise ValueError(f"{client}: masked vector of {vector.dtype}")
         yield client, vector
