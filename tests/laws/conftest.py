@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 from fedalign.contribution import State
 from fedalign.run import Result, start
 
+from .guarded_world import reward, world  # noqa: F401 - fixtures
+
 TINY = (
     "data.groups=6",
     "data.questions=50",
