@@ -177,6 +177,9 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
         known = _known_keys(overrides)
         if unknown[1] in known:
             return f"{unknown[1]} holds no such key; set one that it has, as in {unknown[1]}.key=value"
+        parent = unknown[1].rpartition(".")[0]
+        if parent in known and not any(key.startswith(f"{parent}.") for key in known):
+            return f"{parent} is empty; add the key with a plus, as in +{unknown[1]}=value"
         return f"unknown key {unknown[1]}{suggest(unknown[1], known)}"
     option = re.search(r"(?:Could not find|Cannot find primary config|In '[^']+': Could not find) '([^']+)'", text)
     if option and "/" in option[1]:

@@ -8,11 +8,12 @@ from typing import Any
 
 from fedalign.config import RunConfig
 from fedalign.errors import UserError
-from fedalign.federation.account import Account, Exposure, exposure_of, local_noise_multiplier
+from fedalign.federation.account import Account, local_noise_multiplier
 from fedalign.federation.conductor import Federation
 from fedalign.federation.custodian import Custodian
 from fedalign.federation.custody import Custody, NoCustody
 from fedalign.federation.directory import ClientDirectory
+from fedalign.federation.exposure import Exposure, exposure_of
 from fedalign.federation.secure.settings import SecAgg
 from fedalign.methods.base import Needs, Phase
 from fedalign.privacy.adaptive_clipping import update_noise_multiplier
@@ -144,7 +145,8 @@ def _check_phase(privacy: Protection, phase: Phase[Any], config: RunConfig) -> N
     if phase.needs is Needs.INDIVIDUAL:
         raise UserError(
             f"method={method}: in phase {phase.name!r} the server must see each client's reply, and privacy ({chosen}) "
-            "covers sums only; choose a form of the method that needs sums only, as method=fedvpa_sums does"
+            "covers sums only; choose a form of the method that needs sums only, as method=fedvpa_sums with "
+            "method.collect_latents=false"
         )
     if _template(phase, config) is None:
         raise UserError(

@@ -77,6 +77,11 @@ def test_every_mistake_is_one_line(override: str, message: str) -> None:
     assert message in refused(override)
 
 
+def test_a_key_of_an_empty_map_is_added_with_a_plus() -> None:
+    message = refused("privacy=central", "privacy.clip.phases.gpo=2")
+    assert message == "privacy.clip.phases is empty; add the key with a plus, as in +privacy.clip.phases.gpo=value"
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

@@ -141,9 +141,10 @@ class Custodian(Custody):
     def inspect_metrics(self, clients: int, contribution: Contribution) -> None:
         """Refuse what is not finite, and sums of bounded values that ``clients`` cannot have."""
         check_finite(contribution)
+        metrics = decode(contribution.scalars)
         if isinstance(self.privacy.metrics, OpenMetrics) or self._code is not None or not self.privacy.private:
             return
-        for item in decode(contribution.scalars):
+        for item in metrics:
             if not (0 <= item.total <= clients and 0 <= item.n <= clients):
                 raise ValueError(f"{item.name}: {item.total:g} of {item.n:g} over {clients} clients, each at most 1")
 

@@ -15,6 +15,7 @@ from fedalign.contribution import Contribution, State
 from fedalign.federation.directory import ClientDirectory
 from fedalign.federation.messages import Terms
 from fedalign.methods.base import Phase
+from fedalign.metrics.record import decode
 from fedalign.rng import Streams
 
 
@@ -170,8 +171,9 @@ class NoCustody(Custody):
         """Do nothing."""
 
     def inspect_metrics(self, clients: int, contribution: Contribution) -> None:
-        """Refuse what is not finite."""
+        """Refuse what is not finite, or no metric."""
         check_finite(contribution)
+        decode(contribution.scalars)
 
     def release_metrics(self, phase: Phase[Any], number: int, total: Contribution) -> Contribution:
         """Return the total."""

@@ -144,8 +144,16 @@ class EvaluationDesk(Desk):
 
 
 def answer(message: Message, context: Context, desk: Desk) -> RecordDict:
-    """Return the sum of the clients' contributions, or each one's words under masks where the sum is secure."""
+    """Return the sum of the clients' contributions, or each one's words under masks where the sum is secure.
+
+    Raises
+    ------
+    ValueError
+        If the run asks for a secure sum and the order does not: what comes in the open is then not to leave.
+    """
     if LETTERS not in message.content.config_records:
+        if isinstance(desk.site.privacy, Protection) and desk.site.privacy.secure is not None:
+            raise ValueError("this run adds up under masks only, and the order has no letters")
         return add_up(desk.order.clients, desk.contribution)
 
     def work(client: str) -> tuple[Words, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -120,6 +121,7 @@ class SecureExchange:
         length = code.length(self.instruction.terms.size)
         self._coordinator = Coordinator(self._round_id, list(self._node), code.settings, length)
         self.report = NodeReport((), 0.0, 0)
+        self._letter_bytes = 0
 
     def run(self) -> Words:
         """Return the sum of the words of those who stayed to the end of the third stage.
@@ -139,6 +141,7 @@ class SecureExchange:
         self._ask(UNMASK, requests, self._take_disclosure)
         for client, reason in coordinator.refused.items():
             self._fail(client, reason)
+        self.report = replace(self.report, sent_bytes=self.report.sent_bytes + self._letter_bytes)
         return coordinator.result()
 
     def _take_keys(self, client: str, fields: dict[str, Any]) -> None:
@@ -204,8 +207,9 @@ class SecureExchange:
             return {}
         self._report_of(reply)
         try:
+            self._letter_bytes += len(str(reply.content.config_records[LETTERS]["json"]))
             return read_letters(reply.content)
-        except ValueError as error:
+        except (ValueError, KeyError) as error:
             self._fail(f"node {reply.metadata.src_node_id}", str(error))
             return {}
 

@@ -66,11 +66,21 @@ def encode(sums: Iterator[MetricSum] | list[MetricSum]) -> dict[str, float]:
 
 
 def decode(scalars: Mapping[str, float]) -> list[MetricSum]:
-    """Read back the metric sums from a total's scalars, sorted by name and group."""
+    """Read back the metric sums from a total's scalars, sorted by name and group; one of no terms is left out.
+
+    Raises
+    ------
+    ValueError
+        If a denominator has no numerator, or a name no group.
+    """
     found = []
     for key, n in scalars.items():
-        if key.startswith(METRIC) and key.endswith("|n"):
-            stem = key[: -len("|n")]
-            _, name, group = stem.split(_SEPARATOR, 2)
-            found.append(MetricSum(name, group, scalars[stem + "|sum"], n))
+        if not (key.startswith(METRIC) and key.endswith("|n")):
+            continue
+        stem = key[: -len("|n")]
+        parts = stem.split(_SEPARATOR, 2)
+        if len(parts) < 3 or stem + "|sum" not in scalars:
+            raise ValueError(f"{key}: is no metric sum")
+        if n > 0:
+            found.append(MetricSum(parts[1], parts[2], scalars[stem + "|sum"], n))
     return sorted(found, key=lambda item: (item.name, item.group))

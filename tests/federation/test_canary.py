@@ -9,10 +9,11 @@ import torch
 from fedalign.contribution import Contribution, total
 from fedalign.data.federated import Role
 from fedalign.errors import UserError
-from fedalign.federation.account import Account, exposure_of
+from fedalign.federation.account import Account
 from fedalign.federation.canary import Canary, CanaryData, CanaryPhase, OneClient, with_canaries
 from fedalign.federation.canary_score import ScoringCustodian
 from fedalign.federation.directory import ClientDirectory
+from fedalign.federation.exposure import exposure_of
 from fedalign.federation.messages import Terms
 from fedalign.federation.sampling import FractionSampler
 from fedalign.federation.shield import shield

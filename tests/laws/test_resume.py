@@ -62,7 +62,7 @@ VARIATIONAL = ("method.divergence.weights=gumbel", "method.divergence.beta=0.1",
 
 
 @pytest.mark.parametrize(("phase", "killed_after"), [("selector", 3), ("latents", 1)])
-@pytest.mark.parametrize("arm", ["fedvpa", "fedvpa_sums"])
+@pytest.mark.parametrize("arm", ["fedvpa", pytest.param("fedvpa_sums", marks=pytest.mark.slow)])
 def test_a_variational_run_resumes_with_its_clients_mixture_weights(
     run_pairs: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arm: str, phase: str, killed_after: int
 ) -> None:
@@ -78,7 +78,7 @@ def test_a_variational_run_resumes_with_its_clients_mixture_weights(
     assert resumed.summary.traffic == straight.summary.traffic
 
 
-@pytest.mark.parametrize("arm", ["fedvpa", "fedvpa_sums"])
+@pytest.mark.parametrize("arm", ["fedvpa", pytest.param("fedvpa_sums", marks=pytest.mark.slow)])
 def test_lost_mixture_weights_change_what_is_learnt(
     run_pairs: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arm: str
 ) -> None:

@@ -1,0 +1,140 @@
+"""What a summary says of a guarantee: all the keys, one sentence, and what is left out."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from fedalign.federation.sampling import CyclicSampler, FixedSampler, PoissonSampler, Sampler
+from fedalign.privacy.adaptive_clipping import AdaptiveClip
+from fedalign.privacy.client_level import ClientLevel
+from fedalign.privacy.distributed import Skellam
+from fedalign.privacy.local import DPSGD
+from fedalign.privacy.mechanism import Banded
+from fedalign.privacy.metric_release import SummedMetrics, WithheldMetrics
+from fedalign.privacy.noise import SystemNoise
+from fedalign.privacy.protection import Protection
+from fedalign.privacy.rounding import Rounding
+from fedalign.report.summary import PRIVACY_KEYS
+
+from .guarded import CLIENTS, EVERYBODY, PLAIN_SUM, SECAGG, Pull, opened, protection, secure_sum
+
+WITHHELD: dict[str, Any] = {"metrics": WithheldMetrics()}
+DISTRIBUTED: dict[str, Any] = {"mechanism": Skellam(Rounding(0.01, 0.6)), "secure": SECAGG, **WITHHELD}
+ADAPTIVE = ClientLevel(1.0, {}, {}, 1.0, AdaptiveClip(0.5, 0.2, 0.5))
+LOCAL: dict[str, Any] = {**PLAIN_SUM, "local": DPSGD("user", 1.0, 0.25, "loop"), "delta": 1e-5}
+KINDS: dict[str, Protection] = {
+    "central": protection(),
+    "adaptive": protection(clip=ADAPTIVE),
+    "banded": protection(mechanism=Banded(2)),
+    "distributed": protection(**DISTRIBUTED),
+    "central in a secure sum": protection(secure=SECAGG, **WITHHELD),
+    "local": protection(**{**LOCAL, "noise_multiplier": 1.0}),
+    "secure sum": secure_sum(),
+}
+
+
+def facts(privacy: Protection, sampler: Sampler = EVERYBODY, rounds: int = 2, **changes: Any) -> dict[str, Any]:
+    phase = Pull(rounds)
+    phase.local_steps = 2
+    keeper = opened(privacy, phases=[phase], sampler=sampler, **changes)
+    for _ in range(rounds if keeper.account is not None else 0):
+        assert keeper.account is not None
+        keeper.account.charge("pull", CLIENTS)
+    told = keeper.statement()
+    assert told is not None
+    return told
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_guarantee_is_stated_with_all_its_terms_and_in_one_sentence(kind: str) -> None:
+    told = facts(KINDS[kind], CyclicSampler(2) if kind == "banded" else EVERYBODY)
+    assert set(PRIVACY_KEYS) <= set(told)
+    assert json.loads(json.dumps(told)) == told
+    sentence = told["sentence"]
+    assert sentence.endswith(".")
+    assert sentence.count(". ") == 0
+    if told["epsilon"] is not None:
+        assert f"({told['epsilon']:.3g}, {told['delta']:.2g})-differential privacy" in sentence
+
+
+def test_a_central_guarantee_trusts_the_server_and_a_distributed_one_does_not() -> None:
+    assert "but not the server" in facts(KINDS["central"])["sentence"]
+    assert facts(KINDS["distributed"])["sentence"].startswith("The server and whoever sees the models")
+    assert facts(KINDS["local"])["sentence"].startswith("The server and whoever sees the models")
+    assert "trusted with every contribution" in facts(KINDS["central"])["trust"]
+    assert "to add their share of the noise" in facts(KINDS["distributed"])["trust"]
+    assert "and to add the noise" in facts(KINDS["central in a secure sum"])["trust"]
+    assert facts(KINDS["local"])["trust"] == "each client trusts itself, and the configuration that it runs, only"
+
+
+def test_units_and_relations_are_said_in_words() -> None:
+    assert "everything that one client holds being there or not" in facts(KINDS["central"])["sentence"]
+    assert "everything that one person of one client judged" in facts(KINDS["local"])["sentence"]
+    fixed = facts(KINDS["central"], FixedSampler(3))
+    assert "being replaced by any other" in fixed["sentence"]
+    assert (fixed["relation"], fixed["sampling"], fixed["sampling_rate"]) == ("replace_one", "fixed_size", 0.5)
+
+
+def test_numbers_are_those_of_the_ledger() -> None:
+    keeper = opened(protection(epsilon=9.0), sampler=PoissonSampler(0.5))
+    assert keeper.account is not None
+    keeper.account.charge("pull", CLIENTS)
+    told, ledger = keeper.statement(), keeper.account.ledger
+    assert told is not None
+    assert told["epsilon"] == ledger.epsilon()
+    assert told["epsilon_by_phase"] == {"pull": ledger.epsilon()}
+    assert (told["releases"], told["budget"], told["mechanism"], told["sampling"]) == (1, 9.0, "gaussian", "poisson")
+    assert told["epsilon_rdp"] >= told["epsilon"]
+
+
+def test_no_noise_is_no_promise() -> None:
+    told = facts(protection(noise_multiplier=0.0))
+    assert told["epsilon"] is None
+    assert told["sentence"] == "Without noise nothing is promised: epsilon is infinite."
+
+
+def test_a_secure_sum_promises_no_epsilon() -> None:
+    told = facts(KINDS["secure sum"])
+    assert all(told[key] is None for key in PRIVACY_KEYS if key != "releases")
+    assert told["secure_sum"]
+    assert "no client's own contribution" in told["sentence"]
+
+
+def left_out(told: dict[str, Any], words: str) -> bool:
+    return any(words in line for line in told["not_covered"])
+
+
+def test_what_is_not_covered_is_named() -> None:
+    told = facts(KINDS["central"])
+    assert left_out(told, "metrics: they are exact")
+    assert left_out(told, "hyperparameter search")
+    assert left_out(told, "whoever knows the run's seed")
+    assert left_out(told, "the number of training clients")
+    assert not left_out(told, "which clients take part")
+    secret = facts(protection(randomness=SystemNoise(), **WITHHELD))
+    assert not left_out(secret, "metrics: they are exact")
+    assert not left_out(secret, "whoever knows the run's seed")
+
+
+def test_who_takes_part_is_no_secret_of_a_secure_sum_or_of_local_noise() -> None:
+    for kind in ("distributed", "secure sum", "local", "central in a secure sum"):
+        assert left_out(facts(KINDS[kind]), "which clients take part in which round"), kind
+
+
+def test_released_metrics_are_named() -> None:
+    summed = facts(protection(metrics=SummedMetrics((), 9.0)), metrics=("train/closeness",), evaluations=2)
+    assert (summed["metrics"], summed["released_metrics"]) == ("summed", ["train/closeness"])
+    assert facts(KINDS["central"])["metrics"] == "open"
+    assert facts(KINDS["secure sum"])["metrics"] == "withheld"
+
+
+def test_clipping_is_stated() -> None:
+    assert facts(KINDS["secure sum"])["clipping"] is None
+    assert facts(KINDS["local"])["clipping"] == {"bound": 1.0, "of": "gradient of one user"}
+    adaptive = facts(KINDS["adaptive"])["clipping"]
+    assert adaptive["adaptive"]
+    assert adaptive["last"] == {}
+    assert facts(KINDS["central"])["clipping"]["last"] is None

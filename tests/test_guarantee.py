@@ -1,0 +1,198 @@
+"""Guarantees made of a configuration: what is refused, in one line and before anything is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedalign.config import RunConfig, parse, resolve, to_json
+from fedalign.data.federated import Role
+from fedalign.errors import UserError
+from fedalign.federation.custodian import Custodian
+from fedalign.federation.custody import NoCustody
+from fedalign.guarantee import (
+    account_of,
+    check_guarantee,
+    custody_of,
+    local_privacy,
+    metric_names,
+    refuse_open_metrics,
+)
+from fedalign.run import start
+from fedalign.site import open_site
+
+from .tiny import DATA, TINY
+
+PAIRS = (
+    "data=synthetic_pairs",
+    "data.annotators=8",
+    "data.train_judgments=10",
+    "data.test_judgments=3",
+    "encoder.size=16",
+    "partition.unseen=2",
+)
+CLIENTS = ["a", "b", "c", "d"]
+
+
+def configured(*overrides: str) -> tuple[RunConfig, Any]:
+    resolved = resolve([*TINY, *overrides])
+    config = parse(resolved)
+    return config, open_site(to_json(resolved), {}).phases
+
+
+REFUSED = {
+    "each reply under central": (
+        "method=fedvpa privacy=central",
+        "method=fedvpa: in phase .* must see each client's reply",
+    ),
+    "each reply under secure_sum": (
+        "method=fedvpa privacy=secure_sum",
+        "method=fedvpa: .* choose a form of the method",
+    ),
+    "each reply under distributed": ("method=fedvpa privacy=distributed", "method=fedvpa: .* needs sums only"),
+    "clusters under central": ("method=fedbiscuit privacy=central", "method=fedbiscuit: "),
+    "clusters under secure_sum": ("method=fedbiscuit privacy=secure_sum", "method=fedbiscuit: "),
+    "clusters under distributed": ("method=fedbiscuit privacy=distributed", "method=fedbiscuit: "),
+    "nothing to protect": ("method=uniform privacy=central", "method=uniform trains nothing"),
+    "open metrics past a secure sum": ("privacy=secure_sum privacy/metrics=open", "privacy/metrics=open would send"),
+    "exact sums of metrics": ("privacy=central privacy/metrics=summed", r"privacy\.metrics\.noise_multiplier=0"),
+    "skellam in the open": (
+        "privacy=central privacy/mechanism=skellam privacy/metrics=withheld",
+        r"add privacy/secure=secagg",
+    ),
+    "adaptive with skellam": (
+        "privacy=central_adaptive privacy/mechanism=skellam privacy/secure=secagg privacy/metrics=withheld",
+        r"privacy\.clip\.adaptive is accounted for with privacy/mechanism=gaussian only",
+    ),
+    "adaptive with banded": (
+        "privacy=central_adaptive privacy/mechanism=banded",
+        r"privacy\.clip\.adaptive is accounted for with privacy/mechanism=gaussian only",
+    ),
+    "banded without groups": ("privacy=central_ftrl federation.rounds=5", r"privacy\.mechanism\.bands=4: .*cyclic"),
+    "clip without mechanism": (
+        "privacy=central privacy.mechanism=null",
+        r"privacy\.clip and privacy\.mechanism belong",
+    ),
+    "epsilon without mechanism": ("privacy=secure_sum privacy.epsilon=4", r"privacy\.epsilon needs a mechanism"),
+    "delta too large": ("privacy=central privacy.delta=0.5", r"privacy\.delta=0\.5 must be below 1/3"),
+    "a unit that training cannot single out": (
+        "privacy=local_example method.prior=none",
+        r"privacy\.local\.unit=example: ",
+    ),
+    "a minimum above the cohort": (
+        "privacy=secure_sum privacy.secure.minimum=4",
+        r"privacy\.secure\.minimum=4: cohorts of 3 clients are expected",
+    ),
+    "a minimum above a share": (
+        "privacy=distributed federation/sampler=fixed federation.sampler.size=2",
+        r"privacy\.secure\.minimum=3: cohorts of 2 clients",
+    ),
+    "too few bits": ("privacy=secure_sum privacy.secure.bits=32", r"bits=32 with fraction_bits=32 leaves no room"),
+    "too few bits for noise": (
+        "privacy=distributed privacy.secure.bits=32 privacy.mechanism.rounding.inflation=0.000001 "
+        "privacy.epsilon=null privacy.noise_multiplier=30000",
+        r"need \d+ bits, and the secure sum has 32",
+    ),
+    "not even one round": (
+        "privacy=central privacy.epsilon=0.1 privacy.noise_multiplier=0.5",
+        r"privacy\.epsilon=0\.1 does not allow a single round",
+    ),
+    "no budget and no noise": ("privacy=central privacy.epsilon=null", "are both null"),
+    "a count with too little noise": ("privacy=central_adaptive", r"privacy\.clip\.adaptive\.count_noise gives"),
+    "nothing promised": (
+        "privacy=central privacy.mechanism=null privacy.clip=null privacy.epsilon=null",
+        "promises nothing; set privacy=none",
+    ),
+    "two units": (
+        "privacy=local_user privacy/mechanism=gaussian method.prior=none",
+        r"privacy\.(clip and privacy\.mechanism belong|local and privacy\.mechanism protect)",
+    ),
+    "no delta for examples": ("privacy=local_user privacy.delta=null method.prior=none", r"privacy\.delta=null"),
+    "rounding": ("privacy=distributed privacy.mechanism.rounding.failure=1.5", r"rounding\.failure=1\.5 is not valid"),
+    "an odd number of neighbours": ("privacy=secure_sum privacy.secure.neighbours=3", r"neighbours=3 is not valid"),
+    "half a threshold": ("privacy=secure_sum privacy.secure.threshold=0.5", r"threshold=0\.5 is not valid"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_kept_is_refused_in_one_line_before_anything_is_written(tmp_path: Path, name: str) -> None:
+    overrides, reason = REFUSED[name]
+    choices = overrides.split()
+    base = PAIRS if any(m in overrides for m in ("fedvpa", "fedbiscuit")) else DATA if "uniform" in overrides else TINY
+    if "uniform" in overrides:
+        base = tuple(o for o in DATA if not o.startswith("method."))
+    with pytest.raises(UserError, match=reason) as refusal:
+        start([*base, *choices, f"output={tmp_path / 'run'}"])
+    assert "\n" not in str(refusal.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_guarantee_nobody_keeps_one() -> None:
+    config, phases = configured()
+    assert isinstance(custody_of(config, phases, None, checked=True), NoCustody)
+    assert local_privacy(config, phases) is None
+    check_guarantee(config, phases, [])
+
+
+def test_a_guarantee_is_kept_by_a_custodian() -> None:
+    config, phases = configured("privacy=central")
+    assert isinstance(custody_of(config, phases, None, checked=True), Custodian)
+
+
+def test_released_metrics_are_the_headline_and_the_one_that_chooses() -> None:
+    noise = "privacy.metrics.noise_multiplier=9"
+    config, _ = configured("privacy=central", "privacy/metrics=summed", noise)
+    assert metric_names(config) == (config.method.headline, config.method.selection)
+    assert metric_names(configured("privacy=central")[0]) == ()
+    assert metric_names(configured()[0]) == ()
+    named = configured("privacy=central", "privacy/metrics=summed", noise, "privacy.metrics.names=[b,a]")[0]
+    assert metric_names(named) == ("b", "a")
+
+
+def test_a_metric_named_twice_is_released_once() -> None:
+    """Twice in the vector, it would be twice as much as its noise is made for."""
+    twice = ["privacy=secure_sum", "privacy.metrics.names=[a,a]"]
+    assert metric_names(configured(*twice)[0]) == ("a",)
+
+
+def test_exact_metrics_of_real_nodes_are_refused() -> None:
+    with pytest.raises(UserError, match="privacy/metrics=open would send exact metrics of real nodes"):
+        refuse_open_metrics(configured("privacy=central")[0])
+    refuse_open_metrics(configured("privacy=central", "privacy/metrics=withheld")[0])
+    refuse_open_metrics(configured()[0])
+
+
+def test_the_account_knows_every_phase_that_trains_and_every_evaluation() -> None:
+    config, phases = configured(
+        "privacy=central", "privacy/metrics=summed", "privacy.metrics.noise_multiplier=30", "federation.rounds=3"
+    )
+    account = account_of(config, phases, CLIENTS, None)
+    assert {name: e.rounds for name, e in account.exposures.items()} == {"question_prior": 1, "gpo": 3}
+    assert all(exposure.size > 0 for exposure in account.exposures.values())
+    planned = {entry.phase: entry.count for entry in account.plan(1.0)}
+    # Two phases, each before its first round and after its last.
+    assert planned == {"question_prior": 1, "gpo": 3, "metrics": 4}
+
+
+def test_local_noise_is_the_same_for_server_and_nodes() -> None:
+    config, phases = configured("privacy=local_user", "method.prior=none")
+    own = local_privacy(config, phases)
+    assert own is not None
+    account = account_of(config, phases, CLIENTS, None)
+    assert own.noise_multiplier == account.noise_multiplier
+    assert own.noise_multiplier > 0
+
+
+def test_training_clients_are_what_delta_is_held_against() -> None:
+    config, phases = configured("privacy=central", "privacy.delta=0.3")
+    check_guarantee(config, phases, CLIENTS[:3])
+    with pytest.raises(UserError, match="below 1/4"):
+        check_guarantee(config, phases, CLIENTS)
+
+
+def test_the_tiny_world_has_three_training_clients() -> None:
+    resolved = resolve(list(TINY))
+    clients = open_site(to_json(resolved), {}).data.clients
+    assert sum(client.role is Role.TRAIN for client in clients) == 3
