@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import ConfigRecord
 from flwr.serverapp import Grid
 from pydantic import Field
 from torch import Tensor
@@ -19,7 +19,8 @@ from fedalign.errors import RunFailed
 from fedalign.federation.checkpoint import BEST, NEWEST, Checkpoint
 from fedalign.federation.custody import Custody, NoCustody
 from fedalign.federation.directory import ClientDirectory, discover
-from fedalign.federation.messages import INSTRUCTION, REPORT, RESTORE, SAVE, Instruction
+from fedalign.federation.metric_values import means_by_group, means_of_all
+from fedalign.federation.node_memories import NodeMemories
 from fedalign.federation.observer import Observer, PhasePlan, RoundReport
 from fedalign.federation.records import decode_tensors, encode_tensors, payload_bytes
 from fedalign.federation.sampling import Sampler
@@ -125,6 +126,7 @@ class Conductor:
     def __init__(self, job: Job, grid: Grid) -> None:
         self.job, self.grid = job, grid
         self._layered = job.custody.layer(grid)
+        self._memories = NodeMemories(grid, job.config, job.federation.round_timeout)
         self._stopped: dict[str, int] = {}
         self._without_sum = 0
         self.outcome = Outcome()
@@ -158,7 +160,7 @@ class Conductor:
             job.custody.restore(start.privacy, start.noise)
             self._stopped.update(start.privacy.get("stopped", {}))
             if start.memories:
-                self._restore_memories(start)
+                self._memories.restore(start)
         for index in range(start.phase if start else 0, len(job.phases)):
             self._run_phase(index, directory, start if start and start.phase == index else None)
         self.outcome.privacy = self._statement()
@@ -279,14 +281,9 @@ class Conductor:
         number: int,
     ) -> list[Metric]:
         """Turn sums into means by group and values over groups."""
-        name = strategy.phase.name
         if not self.job.custody.by_group:
-            return [Metric(name, number, scope, None, s.name, s.total / s.n, s.n) for s in sums]
-        by_group = [Metric(name, number, scope, s.group, s.name, s.total / s.n, s.n) for s in sums]
-        overall = strategy.phase.summarise(sums, tensors) if sums else {}
-        return by_group + [
-            Metric(name, number, scope, None, key, v, float(_groups(sums, key))) for key, v in overall.items()
-        ]
+            return means_of_all(strategy.phase.name, number, scope, sums)
+        return means_by_group(strategy.phase, number, scope, sums, tensors)
 
     def _report(
         self, strategy: SumStrategy, number: int, trained: Tally, seconds: float, metrics: list[Metric]
@@ -318,34 +315,5 @@ class Conductor:
 
     def _checkpoint(self, strategy: SumStrategy, state: State, number: int) -> None:
         """Let the nodes save their memories first, then make the server's side visible."""
-        replies = self._ask_nodes(SAVE, strategy.index, number)
-        kept = [reply for reply in replies if reply["kept"]]
-        if not all(reply["done"] for reply in kept):
-            _log.warning("nodes without a state-path keep client memory in RAM only: this run cannot be resumed")
-        self._snapshot(strategy, state, number, bool(kept)).save(self.job.checkpoints, NEWEST)
-
-    def _restore_memories(self, start: Checkpoint) -> None:
-        replies = self._ask_nodes(RESTORE, start.phase, start.round)
-        lost = sum(not reply["done"] for reply in replies)
-        if lost:
-            raise RunFailed(
-                f"{lost} nodes have no saved client memory of checkpoint {start.tag}; resume on the engine the run "
-                "was started with, and give deployed nodes a state-path in their node configuration"
-            )
-
-    def _ask_nodes(self, what: str, phase: int, number: int) -> list[ConfigRecord]:
-        """Send one query to every node and return the answers; a node that fails is an error."""
-        content = RecordDict({INSTRUCTION: Instruction(self.job.config, phase, number).to_record()})
-        nodes = sorted(self.grid.get_node_ids())
-        messages = [self.grid.create_message(content, what, node, f"{phase}-{number}") for node in nodes]
-        replies = list(self.grid.send_and_receive(messages, timeout=self.job.federation.round_timeout))
-        broken = [str(reply.error.reason) for reply in replies if reply.has_error()]
-        if broken:
-            raise RunFailed(f"{what} failed on {len(broken)} nodes; the first said: {broken[0].strip()}")
-        return [reply.content.config_records[REPORT] for reply in replies]
-
-
-def _groups(sums: Sequence[MetricSum], name: str) -> int:
-    """Return how many groups the population of a metric has; populations come first in its name."""
-    population = name.partition("/")[0]
-    return len({item.group for item in sums if item.name.partition("/")[0] == population})
+        kept = self._memories.save(strategy.index, number)
+        self._snapshot(strategy, state, number, kept).save(self.job.checkpoints, NEWEST)
