@@ -173,6 +173,9 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
     """Turn Hydra's multi-line message into one line that names the nearest valid key or option."""
     text = str(error)
     unknown = re.search(r"Could not override '([^']+)'", text)
+    if unknown and "/" in unknown[1]:
+        group = unknown[1].rpartition("/")[0]
+        return f"{unknown[1]}: the {group} that is chosen has no such part; choose another (fedalign list {group})"
     if unknown:
         known = _known_keys(overrides)
         if unknown[1] in known:

@@ -56,6 +56,7 @@ def _spent(privacy: Protection, account: Account) -> dict[str, Any]:
         "mechanism": "dp_sgd" if local is not None else privacy.mechanism.name if privacy.mechanism else None,
         "sampling": "poisson" if local is not None else None if main is None else str(main.sampling.scheme),
         "sampling_rate": local.rate if local is not None else None if main is None else main.sampling.rate,
+        "sampling_by_phase": {e.name: str(e.sampling.scheme) for e in account.exposures.values()},
         "noise_multiplier": account.noise_multiplier,
         "releases": ledger.releases,
         "epsilon": finite(ledger.epsilon()),
