@@ -178,6 +178,8 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
         return f"{unknown[1]}: the {group} that is chosen has no such part; choose another (fedalign list {group})"
     if unknown:
         known = _known_keys(overrides)
+        if unknown[1] in known and not any(key.startswith(f"{unknown[1]}.") for key in known):
+            return f"{unknown[1]} is empty; add to it with a plus, as in +{unknown[1]}={{key: value}}"
         if unknown[1] in known:
             return f"{unknown[1]} holds no such key; set one that it has, as in {unknown[1]}.key=value"
         parent = unknown[1].rpartition(".")[0]

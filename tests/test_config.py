@@ -77,6 +77,11 @@ def test_every_mistake_is_one_line(override: str, message: str) -> None:
     assert message in refused(override)
 
 
+def test_an_empty_map_is_added_to_with_a_plus() -> None:
+    message = refused("privacy=central", "privacy.clip.scales={mixture/: 2}")
+    assert message == "privacy.clip.scales is empty; add to it with a plus, as in +privacy.clip.scales={key: value}"
+
+
 def test_a_part_that_the_choice_does_not_have() -> None:
     message = refused("privacy=none", "privacy/randomness=seeded")
     assert message.startswith("privacy/randomness: the privacy that is chosen has no such part; choose another")

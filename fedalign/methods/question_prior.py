@@ -125,18 +125,18 @@ def contribute_to_known(state: State, shard: SurveyShard) -> Contribution:
 def update_known(state: State, total: Contribution) -> State:
     """Return the prior of the questions that somebody answered, from the total of :func:`contribute_to_known`.
 
-    Noise may have made sums and counts negative; sums are cut off at 0, and a question whose count is not positive is
-    one that nobody answered. A total that names no contributors, as one under a privacy guarantee, is used by everyone
-    as it is: nobody takes its own part out.
+    Noise may have made sums and counts negative; they are cut off at 0, and what is left of a question's sums still
+    says something. A total that names no contributors, as one under a privacy guarantee, is used by everyone as it is:
+    nobody takes its own part out.
     """
     clients = sorted(stable_id(k.removeprefix(CONTRIBUTOR)) for k in total.scalars if k.startswith(CONTRIBUTOR))
     counts, sizes = total.tensors[COUNTS].float(), state[OFFSETS].diff()
-    answered = counts > 0
+    answered = counts != 0
     return {
         IDS: state[IDS][answered],
         OFFSETS: torch.cat([torch.zeros(1, dtype=torch.int64), sizes[answered].cumsum(0)]),
         SUMS: total.tensors[SUMS].float().clamp_min(0)[torch.repeat_interleave(answered, sizes)],
-        COUNTS: counts[answered],
+        COUNTS: counts[answered].clamp_min(0),
         CLIENTS: torch.tensor(clients, dtype=torch.int64),
     }
 

@@ -168,6 +168,15 @@ def test_known_questions_give_the_prior_that_names_give(number: int, seed: int) 
         torch.testing.assert_close(known[name], named[name])
 
 
+def test_noise_below_zero_is_cut_off() -> None:
+    state = empty_prior({"a": 2, "b": 2, "c": 2})
+    noisy = Contribution({SUMS: torch.tensor([1.5, -0.5, 0.2, 0.1, 0.0, 0.0]), COUNTS: torch.tensor([1.2, -0.3, 0.0])})
+    prior = update_known(state, noisy)
+    assert prior[SUMS].tolist() == pytest.approx([1.5, 0.0, 0.2, 0.1])
+    assert prior[COUNTS].tolist() == pytest.approx([1.2, 0.0])
+    assert prior[IDS].tolist() == state[IDS][:2].tolist() and prior[OFFSETS].tolist() == [0, 2, 4]
+
+
 class NoModel(ModelSpec):
     """For methods that train no network."""
 
