@@ -99,6 +99,17 @@ def test_two_runs_of_the_system_noise_differ_and_two_of_a_seed_do_not(run: Runne
 # Law 2.
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["central", "distributed"])
+def test_flower_s_simulation_agrees_with_in_process(run: Runner, name: str) -> None:
+    """Every message is serialised there, keys, shares and masked vectors too."""
+    here, there = run("here", *GUARANTEES[name], *SHORT), run("there", *GUARANTEES[name], *SHORT, "engine=flower")
+    largest, mean = residuals(final_state(here), final_state(there))
+    assert largest <= 1e-6
+    assert mean <= 1e-6
+    assert guarantee(there)["epsilon"] == guarantee(here)["epsilon"]
+
+
 @pytest.mark.parametrize(
     "name",
     [
