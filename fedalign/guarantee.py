@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,35 @@ def check_guarantee(config: RunConfig, phases: Phases, clients: Sequence[str]) -
         _check_secure(privacy, privacy.secure, smallest)
     if privacy.private:
         _check_budget(config, phases, clients)
+
+
+def check_users(config: RunConfig, phases: Phases, shards: Mapping[str, Any]) -> None:
+    """Refuse users on more than one client, whom local noise would protect on each by itself, but not altogether.
+
+    Parameters
+    ----------
+    config : RunConfig
+    phases : sequence of Phase
+    shards : mapping from client to its shard
+        Of the training clients.
+
+    Raises
+    ------
+    UserError
+        Naming the user and two of the clients.
+    """
+    privacy = config.privacy
+    if not isinstance(privacy, Protection) or privacy.local is None or privacy.local.unit != "user":
+        return
+    seen: dict[str, str] = {}
+    for client, shard in shards.items():
+        for user in {user for phase in phases for user in phase.users(shard)}:
+            if user in seen:
+                raise UserError(
+                    f"privacy.local.unit=user: {user!r} is on the clients {seen[user]!r} and {client!r}, and noise on "
+                    "each does not bound what both tell together; choose a partition that keeps users together"
+                )
+            seen[user] = client
 
 
 def refuse_open_metrics(config: RunConfig) -> None:

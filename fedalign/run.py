@@ -22,7 +22,7 @@ from fedalign.federation.checkpoint import NEWEST, Checkpoint
 from fedalign.federation.conductor import Job, Outcome
 from fedalign.federation.observer import Observer
 from fedalign.federation.server_app import make_server_app
-from fedalign.guarantee import check_guarantee, custody_of, refuse_open_metrics
+from fedalign.guarantee import check_guarantee, check_users, custody_of, refuse_open_metrics
 from fedalign.model_files import save_model
 from fedalign.report.environment import environment
 from fedalign.report.metrics_log import MetricsLog
@@ -128,6 +128,7 @@ def _checked_population(resolved: Resolved, config: RunConfig) -> _Population:
     training = sorted(client.name for client in site.data.clients if client.role is Role.TRAIN)
     config.federation.sampler.check(len(training))
     check_guarantee(config, site.phases, training)
+    check_users(config, site.phases, {client: site.data.shard(client) for client in training})
     site.check(client.name for client in site.data.clients)
     return _Population(len(site.data.clients), site.data.dropped, site.data.questionnaire)
 

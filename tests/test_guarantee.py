@@ -109,6 +109,10 @@ REFUSED = {
         "privacy=local_user privacy/mechanism=gaussian method.prior=none",
         r"privacy\.(clip and privacy\.mechanism belong|local and privacy\.mechanism protect)",
     ),
+    "users on several clients": (
+        "privacy=local_user method.prior=none partition=subsamples partition.questions=10 partition.unseen=2",
+        r"privacy\.local\.unit=user: 'group-0\d' is on the clients",
+    ),
     "no delta for examples": ("privacy=local_user privacy.delta=null method.prior=none", r"privacy\.delta=null"),
     "rounding": ("privacy=distributed privacy.mechanism.rounding.failure=1.5", r"rounding\.failure=1\.5 is not valid"),
     "an odd number of neighbours": ("privacy=secure_sum privacy.secure.neighbours=3", r"neighbours=3 is not valid"),

@@ -15,6 +15,11 @@ _UNITS = {
     Unit.EXAMPLE: "one judgment of one client",
     Unit.USER: "everything that one person of one client judged",
 }
+_ELSEWHERE = {
+    Unit.CLIENT: "a person whose data are on several clients: the promise is for each client by itself",
+    Unit.EXAMPLE: "a person with several judgments: the promise is for each of them by itself",
+    Unit.USER: "a person on several clients: a simulation refuses that, a deployment has to see to it",
+}
 _RELATIONS = {Relation.ADD_OR_REMOVE: "being there or not", Relation.REPLACE_ONE: "being replaced by any other"}
 
 
@@ -130,6 +135,7 @@ def _not_covered(privacy: Protection, account: Account | None) -> list[str]:
     if account is not None:
         counted = "the number of training clients" if account.unit is Unit.CLIENT else "how much data a client holds"
         left.append(f"{counted}: it is taken as public")
+        left.append(_ELSEWHERE[account.unit])
         left.append("the server's own records: sizes of cohorts, failures, traffic and times in metrics.jsonl")
         left.append("what the initial model, its tokenizer and the encoder have learnt before the run")
         if not privacy.randomness.secret:

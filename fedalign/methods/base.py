@@ -92,6 +92,10 @@ class Phase(ABC, Generic[ShardT]):
             Naming the setting, the client's size and the fix.
         """
 
+    def users(self, shard: ShardT) -> Sequence[str]:
+        """Return the people, or groups, of a shard that a guarantee for users protects one by one."""
+        return ()
+
     @abstractmethod
     def initial(self, streams: Streams, artefacts: Artefacts) -> State:
         """Return the state before the first round; on the server."""

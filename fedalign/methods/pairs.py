@@ -122,6 +122,10 @@ class PairPhase(Phase[PairShard]):
                     "to see and one to predict are needed: raise partition.min_train"
                 )
 
+    def users(self, shard: PairShard) -> Sequence[str]:
+        """Return the shard's people."""
+        return [judgments.person for judgments in shard.people]
+
     @abstractmethod
     def predictors(
         self, state: State, shard: PairShard, judgments: Judgments, context: Tensor, streams: Streams

@@ -96,6 +96,10 @@ class SurveyPhase(Phase[SurveyShard]):
                     "one to see and one to predict are needed: raise partition.min_questions"
                 )
 
+    def users(self, shard: SurveyShard) -> Sequence[str]:
+        """Return the shard's groups."""
+        return [judgments.group for judgments in shard.groups]
+
     @abstractmethod
     def predict(
         self, state: State, shard: SurveyShard, judgments: GroupJudgments, context: Tensor, target: Tensor
