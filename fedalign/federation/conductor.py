@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -148,6 +148,8 @@ class Conductor:
         start = Checkpoint.load(job.checkpoints, NEWEST, job.method) if job.resume else None
         directory = discover(self.grid, job.config, job.nodes, settings.node_timeout)
         job.custody.begin(directory)
+        if start is not None:
+            job.custody.restore(start.privacy, start.noise)
         plan = [PhasePlan(phase.name, phase.rounds) for phase in job.phases]
         done = None if start is None else (job.phases[start.phase].name, start.round)
         for observer in job.observers:
@@ -157,7 +159,6 @@ class Conductor:
             self.outcome.counters.update(start.counters)
             self.outcome.counters["earlier_s"] = start.counters["elapsed_s"]
             self._best = start.best
-            job.custody.restore(start.privacy, start.noise)
             self._stopped.update(start.privacy.get("stopped", {}))
             if start.memories:
                 self._memories.restore(start)
@@ -311,7 +312,8 @@ class Conductor:
             return
         if self._best is None or value > self._best:
             self._best = value
-            self._snapshot(strategy, state, number).save(self.job.checkpoints, BEST)
+            # Nothing goes on from here, so the noise that later rounds would take back is not kept with it.
+            replace(self._snapshot(strategy, state, number), noise={}).save(self.job.checkpoints, BEST)
 
     def _checkpoint(self, strategy: SumStrategy, state: State, number: int) -> None:
         """Let the nodes save their memories first, then make the server's side visible."""

@@ -184,6 +184,8 @@ class Custodian(Custody):
         """Return the guarantee in words and numbers."""
         from fedalign.federation.statement import statement
 
+        if self.privacy.private and self.account is None:
+            return None
         return statement(self.privacy, self.account, self.metrics, self._bounds)
 
     def facts(self) -> dict[str, Any]:
@@ -198,8 +200,11 @@ class Custodian(Custody):
     def restore(self, facts: Mapping[str, Any], tensors: State) -> None:
         """Go on from a checkpoint."""
         spent_since = False
-        if self.account is not None and facts.get("ledger") is not None:
-            spent_since = self.account.restore(facts["ledger"])
+        account, self.account = self.account, None
+        # Until it is known what was spent, nothing is stated.
+        if account is not None and facts.get("ledger") is not None:
+            spent_since = account.restore(facts["ledger"])
+        self.account = account
         self._bounds = {name: float(value) for name, value in facts.get("bounds", {}).items()}
         # Later rounds have already taken back part of this noise. A second series that does so too would leave less of
         # it than is accounted for, so it begins anew.
@@ -216,7 +221,8 @@ class Custodian(Custody):
         secure, mechanism = self.privacy.secure, self.privacy.mechanism
         if not isinstance(secure, SecAgg):
             return None
-        return WordCode(secure, mechanism if isinstance(mechanism, DistributedMechanism) else None)
+        distributed = mechanism if isinstance(mechanism, DistributedMechanism) else None
+        return WordCode(secure, distributed, self.privacy.clip is not None)
 
     @property
     def _extras(self) -> tuple[str, ...]:

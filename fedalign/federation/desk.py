@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
@@ -14,6 +13,7 @@ from flwr.app import Context, Message, RecordDict
 from fedalign.contribution import Contribution, RunningTotal, State
 from fedalign.federation import secure_client
 from fedalign.federation.custodian import extra_names
+from fedalign.federation.failures import failure_of
 from fedalign.federation.messages import REPORT, STATE, Instruction, NodeReport
 from fedalign.federation.records import decode_tensors, encode_contribution, payload_bytes
 from fedalign.federation.secure.fixed_point import Words
@@ -28,8 +28,6 @@ from fedalign.privacy.metric_release import OpenMetrics
 from fedalign.privacy.protection import Protection
 from fedalign.rng import Streams
 from fedalign.template import Template, Vector
-
-_log = logging.getLogger(__name__)
 
 Work = Callable[[str], Contribution]
 
@@ -77,7 +75,9 @@ class Desk(ABC):
         secret = privacy.randomness.generator(self.streams(client), f"share of the noise in {self.exchange}")
         vector = self.vector(client, privacy)
         public = public_streams(self.site.seed, self.order)
-        return WordCode(privacy.secure, mechanism).encode(vector, self.order.terms, public, secret)
+        return WordCode(privacy.secure, mechanism, privacy.clip is not None).encode(
+            vector, self.order.terms, public, secret
+        )
 
 
 class TrainingDesk(Desk):
@@ -154,7 +154,7 @@ def answer(message: Message, context: Context, desk: Desk) -> RecordDict:
     if LETTERS not in message.content.config_records:
         if isinstance(desk.site.privacy, Protection) and desk.site.privacy.secure is not None:
             raise ValueError("this run adds up under masks only, and the order has no letters")
-        return add_up(desk.order.clients, desk.contribution)
+        return add_up(desk.order.clients, desk.contribution, isinstance(desk.site.privacy, Protection))
 
     def work(client: str) -> tuple[Words, float]:
         start = time.perf_counter()
@@ -164,7 +164,7 @@ def answer(message: Message, context: Context, desk: Desk) -> RecordDict:
     return secure_client.mask(message, context, work)
 
 
-def add_up(clients: Iterable[str], work: Work) -> RecordDict:
+def add_up(clients: Iterable[str], work: Work, guarded: bool = False) -> RecordDict:
     """Do the work for every client and return the sum with a report; one that fails is left out and named."""
     running, only = RunningTotal(), None
     failures: list[tuple[str, str]] = []
@@ -175,8 +175,7 @@ def add_up(clients: Iterable[str], work: Work) -> RecordDict:
         try:
             contribution = work(client)
         except Exception as error:
-            _log.debug("client %s failed", client, exc_info=True)
-            failures.append((client, f"{type(error).__name__}: {error}"))
+            failures.append((client, failure_of(client, error, guarded)))
             continue
         seconds += time.perf_counter() - start
         sent += payload_bytes(contribution.tensors) + 8 * len(contribution.scalars)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
+from fedalign.federation.failures import failure_of
 from fedalign.federation.messages import REPORT, NodeReport
 from fedalign.federation.secure.fixed_point import Words
 from fedalign.federation.secure.letters import (
@@ -22,8 +22,6 @@ from fedalign.federation.secure.party import Party
 from fedalign.federation.secure.settings import SecAgg
 from fedalign.federation.site import Site
 from fedalign.privacy.protection import Protection
-
-_log = logging.getLogger(__name__)
 
 Answer = Callable[[str, dict[str, Any]], Mapping[str, Any]]
 
@@ -74,8 +72,7 @@ def mask(message: Message, context: Context, work: Callable[[str], tuple[Words, 
             vector = party.mask(inbox, words)
             _keep(context, client, party)
         except Exception as error:
-            _log.debug("client %s failed", client, exc_info=True)
-            failures.append((client, f"{type(error).__name__}: {error}"))
+            failures.append((client, failure_of(client, error, guarded=True)))
             continue
         masked[client] = vector
         seconds += took
@@ -104,8 +101,7 @@ def _answer_each(message: Message, answer: Answer) -> RecordDict:
         try:
             answers[client] = answer(client, letter)
         except Exception as error:
-            _log.debug("client %s failed", client, exc_info=True)
-            failures.append((client, f"{type(error).__name__}: {error}"))
+            failures.append((client, failure_of(client, error, guarded=False)))
     report = NodeReport(tuple(answers), 0.0, 0, tuple(failures))
     return RecordDict({LETTERS: write_letters(answers), REPORT: report.to_record()})
 

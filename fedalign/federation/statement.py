@@ -6,21 +6,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedalign.federation.account import Account, finite
+from fedalign.federation.not_covered import not_covered
 from fedalign.privacy.ledger import Relation, Unit
 from fedalign.privacy.metric_release import OpenMetrics
 from fedalign.privacy.protection import Protection
+from fedalign.privacy.scheme import Scheme
 
 _UNITS = {
     Unit.CLIENT: "everything that one client holds",
     Unit.EXAMPLE: "one judgment of one client",
     Unit.USER: "everything that one person of one client judged",
 }
-_ELSEWHERE = {
-    Unit.CLIENT: "a person whose data are on several clients: the promise is for each client by itself",
-    Unit.EXAMPLE: "a person with several judgments: the promise is for each of them by itself",
-    Unit.USER: "a person on several clients: a simulation refuses that, a deployment has to see to it",
+_RELATIONS = {
+    "add_or_remove": "being there or not",
+    "replace_one": "being replaced by any other",
+    "zero_out": "being there or being zeros",
 }
-_RELATIONS = {Relation.ADD_OR_REMOVE: "being there or not", Relation.REPLACE_ONE: "being replaced by any other"}
 
 
 def statement(
@@ -47,7 +48,7 @@ def statement(
     facts["metrics"] = type(privacy.metrics).__name__.removesuffix("Metrics").lower()
     facts["released_metrics"] = [] if isinstance(privacy.metrics, OpenMetrics) else list(metrics)
     facts["trust"] = _trust(privacy)
-    facts["not_covered"] = _not_covered(privacy, account)
+    facts["not_covered"] = not_covered(privacy, account)
     return facts
 
 
@@ -57,7 +58,7 @@ def _spent(privacy: Protection, account: Account) -> dict[str, Any]:
     local = privacy.local
     return {
         "unit": str(account.unit),
-        "relation": str(account.relation),
+        "relation": _relation(privacy, account),
         "mechanism": "dp_sgd" if local is not None else privacy.mechanism.name if privacy.mechanism else None,
         "sampling": "poisson" if local is not None else None if main is None else str(main.sampling.scheme),
         "sampling_rate": local.rate if local is not None else None if main is None else main.sampling.rate,
@@ -70,6 +71,18 @@ def _spent(privacy: Protection, account: Account) -> dict[str, Any]:
         "epsilon_rdp": finite(ledger.epsilon_rdp()),
         "epsilon_by_phase": {name: finite(value) for name, value in ledger.by_phase().items()},
     }
+
+
+def _relation(privacy: Protection, account: Account) -> str:
+    """Name what neighbouring federations differ in.
+
+    Only coins of their own leave the cohorts of the others as they were when a client is gone; where cohorts are
+    dealt from a list, it is there and adds zeros.
+    """
+    if account.relation is Relation.REPLACE_ONE or privacy.local is not None:
+        return str(account.relation)
+    main = list(account.exposures.values())[-1]
+    return "add_or_remove" if main.sampling.scheme is Scheme.POISSON else "zero_out"
 
 
 def _sentence(privacy: Protection, account: Account | None) -> str:
@@ -89,7 +102,7 @@ def _sentence(privacy: Protection, account: Account | None) -> str:
         if local or distributed
         else "Whoever sees the models, but not the server,"
     )
-    apart = "being there or being zeros" if distributed else _RELATIONS[account.relation]
+    apart = _RELATIONS[_relation(privacy, account)]
     return (
         f"{whom} can tell {_UNITS[account.unit]} {apart} apart only as far as "
         f"({epsilon:.3g}, {account.delta:.2g})-differential privacy allows, over the whole run."
@@ -114,7 +127,10 @@ def _clipping(privacy: Protection, bounds: Mapping[str, float]) -> dict[str, Any
 def _trust(privacy: Protection) -> str:
     """Say who is trusted with what."""
     if privacy.local is not None:
-        return "each client trusts itself, and the configuration that it runs, only"
+        return (
+            "each client trusts itself, and the server to send the agreed configuration and to ask nobody more often "
+            "than planned"
+        )
     if privacy.mechanism is not None and privacy.mechanism.distributed:
         return (
             "the server is trusted to follow the protocol: to carry messages, to tell the agreed numbers and not to "
@@ -125,21 +141,3 @@ def _trust(privacy: Protection) -> str:
         noise = ", and to add the noise" if privacy.mechanism is not None else ""
         return f"the server is trusted to follow the protocol and not to invent clients{noise}{clipped}"
     return "the server is trusted with every contribution, and to add the noise"
-
-
-def _not_covered(privacy: Protection, account: Account | None) -> list[str]:
-    """Name what leaves the clients, or has left them before, past the guarantee."""
-    left = ["the choice of these settings, where it was made on the same data (hyperparameter search)"]
-    if isinstance(privacy.metrics, OpenMetrics):
-        left.append("metrics: they are exact; a deployment sets privacy/metrics=withheld or summed")
-    if account is not None:
-        counted = "the number of training clients" if account.unit is Unit.CLIENT else "how much data a client holds"
-        left.append(f"{counted}: it is taken as public")
-        left.append(_ELSEWHERE[account.unit])
-        left.append("the server's own records: sizes of cohorts, failures, traffic and times in metrics.jsonl")
-        left.append("what the initial model, its tokenizer and the encoder have learnt before the run")
-        if not privacy.randomness.secret:
-            left.append("anything, from whoever knows the run's seed: the noise follows from it")
-    if account is None or account.unit is not Unit.CLIENT or privacy.secure is not None:
-        left.append("which clients take part in which round")
-    return left

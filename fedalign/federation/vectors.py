@@ -23,10 +23,13 @@ class WordCode:
     settings : SecAgg
     mechanism : DistributedMechanism or None
         Adds noise on the client; None leaves the numbers exact.
+    clipped : bool
+        Whether a vector's length is bounded; rounding must not lengthen it then.
     """
 
     settings: SecAgg
     mechanism: DistributedMechanism | None
+    clipped: bool = False
 
     def length(self, size: int) -> int:
         """Return how many words a vector of ``size`` numbers becomes."""
@@ -35,16 +38,19 @@ class WordCode:
     def encode(self, vector: Vector, terms: Terms, public: Streams, secret: np.random.Generator) -> Words:
         """Return a client's words.
 
+        Integers with noise may wrap: the width was chosen so that sums do not, and a client that refused for its own
+        value's sake would tell of it.
+
         Raises
         ------
         ValueError
-            If a number is too large for the sum of a cohort not to wrap.
+            If a number without noise is too large for the sum of a cohort not to wrap.
         """
         if self.mechanism is None:
-            return self.settings.codec(max(1, terms.cohort)).encode(vector)
+            return self.settings.codec(max(1, terms.cohort)).encode(vector, towards_zero=self.clipped)
         scale = Scale(terms.bound, terms.noise_multiplier)
         integers = self.mechanism.encode(vector, scale, self.settings.minimum, public, secret)
-        return ModularIntegers(self.settings.bits, max(1, terms.cohort)).encode(integers, check=True)
+        return ModularIntegers(self.settings.bits, max(1, terms.cohort)).encode(integers, check=False)
 
     def decode(self, words: Words, terms: Terms, public: Streams) -> Vector:
         """Return the sum of vectors that a sum of words stands for, shape (terms.size,)."""

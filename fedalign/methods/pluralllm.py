@@ -133,7 +133,7 @@ class GPOPhase(SurveyPhase):
         self, state: State, shard: SurveyShard, streams: Streams, memory: Memory, privacy: LocalPrivacy
     ) -> Contribution:
         """Return the change of the network by DP-SGD, at a weight that says nothing of the client."""
-        local, units = self.method.local, _EachGroup(self, shard, streams)
+        local, units = self.method.local, _EachGroup(self, shard, privacy.draws(streams))
         steps = (local.steps * (streams.round - 1), local.steps * self.rounds)
         train_privately(self._network, state, units, local, privacy, *steps, memory, streams)
         return weighted_delta(state, dict(self._network.named_parameters()), 1.0)

@@ -176,9 +176,10 @@ class RewardPhase(PairPhase):
         privacy: LocalPrivacy,
     ) -> Contribution:
         """Return the change of the head by DP-SGD, at a weight that says nothing of the client."""
-        units = reward_units(self.method, privacy.settings.unit, self.network, shard.people, streams)
+        draws = privacy.draws(streams)
+        units = reward_units(self.method, privacy.settings.unit, self.network, shard.people, draws)
         steps = (local.steps * (streams.round - 1), local.steps * self.rounds)
-        with streams.torch_default("dropout"):
+        with draws.torch_default("dropout"):
             self.network.train()
             train_privately(self.network, state, units, local, privacy, *steps, memory, streams)
         self.network.eval()

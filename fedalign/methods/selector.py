@@ -202,9 +202,10 @@ class SelectorPhase(PairPhase):
         self, state: State, shard: PairShard, streams: Streams, memory: Memory, privacy: LocalPrivacy
     ) -> Contribution:
         """Return the change of the network by DP-SGD, at a weight that says nothing of the client, and no report."""
-        local, units = self.method.local, EachLatent(self, state, shard.people, streams)
+        draws = privacy.draws(streams)
+        local, units = self.method.local, EachLatent(self, state, shard.people, draws)
         steps = (local.steps * (streams.round - 1), local.steps * self.rounds)
-        with streams.torch_default("dropout"):
+        with draws.torch_default("dropout"):
             self.network.train()
             train_privately(self.network, state, units, local, privacy, *steps, memory, streams)
         self.network.eval()

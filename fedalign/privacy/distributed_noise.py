@@ -9,9 +9,9 @@ rounding costs shows as noise: its standard deviation is z C (1 + inflation). Th
 a client's integers are zeros; it still takes part and brings its noise. The server knows who takes part, so a random
 cohort amplifies nothing here.
 
-Every client's share is for the smallest cohort whose sum may be seen: more survivors bring more noise, never less, and
-the secure sum must give up a round with fewer. A client that conspires with the server knows its own share, so where
-some may, the smallest cohort is to be counted without them.
+Every client's share is for the smallest cohort whose sum may be seen, less one: a client knows its own share, and may
+take it off a model that it sees. More survivors bring more noise, never less, and the secure sum must give up a round
+with fewer. Where several clients may conspire, the smallest cohort is to be counted without them.
 """
 
 from __future__ import annotations
@@ -76,12 +76,17 @@ class SkellamCode:
 
     @property
     def variance(self) -> float:
-        """Variance of the noise in a sum over the smallest cohort, in squared grid steps."""
+        """Variance of the noise that is accounted for, in squared grid steps."""
         return (self.noise_multiplier * self.l2) ** 2
+
+    @property
+    def share(self) -> float:
+        """Variance of one client's part of the noise: without any one of the smallest cohort there is still enough."""
+        return self.variance / max(1, self.smallest_cohort - 1)
 
     def std(self, clients: int) -> float:
         """Return the standard deviation of the noise in a decoded sum over ``clients``."""
-        return math.sqrt(self.variance * clients / self.smallest_cohort) * self.bound / self.steps
+        return math.sqrt(self.share * clients) * self.bound / self.steps
 
     def encode(self, vector: Vector, signs: Vector, generator: np.random.Generator) -> Integers:
         """Return a client's noisy integers.
@@ -108,7 +113,7 @@ class SkellamCode:
             raise ValueError(f"a vector of {len(vector)} coordinates where {self.size} are expected")
         scaled = rotate(clip(vector, self.bound)[0] / self.bound, signs) * self.steps
         rounded = round_within(scaled, self.l2, generator)
-        return rounded + skellam(self.padded, self.variance / self.smallest_cohort, generator)
+        return rounded + skellam(self.padded, self.share, generator)
 
     def decode(self, total: Integers, signs: Vector) -> Vector:
         """Return the sum of the clients' clipped vectors with noise of `std`, shape (d,), from the sum of integers."""
@@ -121,7 +126,7 @@ class SkellamCode:
         a client for rounding; and the noise.
         """
         spread = math.sqrt(2 * math.log(4 * self.padded / _WRAP_PROBABILITY) / self.padded)
-        variance = self.variance * clients / self.smallest_cohort
+        variance = self.share * clients
         noise = skellam_quantile(variance, _WRAP_PROBABILITY / (2 * self.padded))
         return clients * (self.steps * min(1.0, spread) + 1) + noise
 

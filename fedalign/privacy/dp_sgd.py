@@ -32,7 +32,8 @@ class UnitLosses(Protocol):
         """Return the loss of each chosen unit, shape (U,), at the network's present parameters.
 
         A unit's loss depends on its own data alone, and on draws that are its own: it is the same, whichever other
-        units are asked for with it. Dropout draws for every row anew and is no exception.
+        units are asked for with it. Dropout, which draws for every row anew, and orders that go by a unit's number are
+        the same in distribution only, so they must come from :meth:`LocalPrivacy.draws`, which nobody else knows.
 
         Parameters
         ----------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
@@ -66,6 +66,14 @@ class LocalPrivacy:
     settings: DPSGD
     noise_multiplier: float
     randomness: NoiseSource
+
+    def draws(self, streams: Streams) -> Streams:
+        """Return the streams of what a client's units draw in a round: dropout, orders, episodes.
+
+        They are as secret as the noise: whoever knew them could tell by whose places they went to.
+        """
+        generator = self.randomness.generator(streams, "dp_sgd/draws")
+        return replace(streams, seed=int(generator.integers(2**63)))
 
     def joined(self, units: UnitLosses, network: nn.Module, streams: Streams) -> UnitLosses:
         """Return what is trained on in the round of ``streams``: the client's units; an audit has others join them."""

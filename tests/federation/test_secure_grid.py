@@ -157,8 +157,9 @@ def test_a_client_that_fails_in_training_counts_as_one_that_dropped_out(tmp_path
         np.testing.assert_allclose(vector, sum(told(c) for c in "adef"), atol=1e-8)
         assert report.clients == tuple("adef")
         reasons = dict(report.failures)
-        assert reasons["b"] == "ValueError: b has no power"
-        assert "holds NaN or Inf" in reasons["c"]
+        assert reasons["b"] == "ValueError"
+        # The text of an error may repeat data; it stays in the node's own log.
+        assert reasons["c"] == "ValueError"
 
 
 def test_a_value_that_does_not_fit_drops_its_client_and_does_not_wrap(tmp_path: Path) -> None:
@@ -167,7 +168,7 @@ def test_a_value_that_does_not_fit_drops_its_client_and_does_not_wrap(tmp_path: 
 
     vector, report, _ = exchange(world(tmp_path, phases=[Pull(1, SIZE, tell)]))
     np.testing.assert_allclose(vector, sum(told(c) for c in "bcdef"), atol=1e-8)
-    assert "exceeds" in dict(report.failures)["a"]
+    assert dict(report.failures)["a"] == "ValueError"
 
 
 # What the server sees.
@@ -412,7 +413,7 @@ def test_a_distributed_run_has_the_noise_of_its_minimum_and_the_same_state_on_an
         states.append(run.artefacts["pull"]["w"])
     torch.testing.assert_close(states[0], states[1], rtol=0, atol=1e-12)
     mean = torch.stack([vector_of(c, size) / 3 for c in CLIENTS]).mean(0)
-    assert float((states[0] - mean).std()) == pytest.approx(2.0 * 1.001 / 6, rel=0.02)
+    assert float((states[0] - mean).std()) == pytest.approx(2.0 * 1.001 * (6 / 5) ** 0.5 / 6, rel=0.02)
 
 
 def test_a_round_below_the_minimum_is_given_up_and_a_phase_of_such_rounds_fails(tmp_path: Path) -> None:

@@ -67,11 +67,14 @@ def test_a_central_guarantee_trusts_the_server_and_a_distributed_one_does_not() 
     assert "trusted with every contribution" in facts(KINDS["central"])["trust"]
     assert "to add their share of the noise" in facts(KINDS["distributed"])["trust"]
     assert "and to add the noise" in facts(KINDS["central in a secure sum"])["trust"]
-    assert facts(KINDS["local"])["trust"] == "each client trusts itself, and the configuration that it runs, only"
+    assert "to ask nobody more often than planned" in facts(KINDS["local"])["trust"]
 
 
 def test_units_and_relations_are_said_in_words() -> None:
-    assert "everything that one client holds being there or not" in facts(KINDS["central"])["sentence"]
+    assert "everything that one client holds being there or being zeros" in facts(KINDS["central"])["sentence"]
+    assert facts(KINDS["central"])["relation"] == "zero_out"
+    drawn = facts(KINDS["central"], PoissonSampler(0.5))
+    assert "being there or not" in drawn["sentence"] and drawn["relation"] == "add_or_remove"
     assert "everything that one person of one client judged" in facts(KINDS["local"])["sentence"]
     fixed = facts(KINDS["central"], FixedSampler(3))
     assert "being replaced by any other" in fixed["sentence"]

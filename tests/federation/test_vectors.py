@@ -60,7 +60,7 @@ def test_noise_is_for_the_smallest_cohort_under_the_bound_of_the_terms() -> None
     size, terms = 2**14, Terms(2.0, 3.0, 3, 2**14)
     words = [NOISY.encode(np.zeros(size), terms, PUBLIC, secret(i)) for i in range(3)]
     noise = NOISY.decode(np.sum(words, axis=0, dtype=np.uint64), terms, PUBLIC)
-    assert noise.std() == pytest.approx(3.0 * 2.0 * 1.001, rel=0.02)
+    assert noise.std() == pytest.approx(3.0 * 2.0 * 1.001 * np.sqrt(3 / 2), rel=0.02)
 
 
 def test_without_noise_the_sum_comes_back_through_the_rotation() -> None:

@@ -18,7 +18,7 @@ from fedalign.methods.local_training import LocalTraining, train, train_privatel
 from fedalign.methods.pluralllm import GPOPhase, PluralLLM
 from fedalign.privacy.dp_sgd import UnitLosses
 from fedalign.privacy.local import DPSGD, LocalPrivacy
-from fedalign.privacy.noise import SeededNoise
+from fedalign.privacy.noise import SeededNoise, SystemNoise
 from fedalign.rng import Streams
 
 from .surveys import FEATURES, group, shard
@@ -161,7 +161,7 @@ def test_pluralllm_without_noise_is_the_step_on_the_mean_over_groups() -> None:
     sent = phase.local(state, shard(*groups(), client="client"), PLACE, {})
     losses = []
     for judgments in groups():
-        generator = PLACE.torch(f"dp_sgd/0/{judgments.group}")
+        generator = privacy().draws(PLACE).torch(f"dp_sgd/0/{judgments.group}")
         context, target = phase.method.episode.draw(judgments.train, generator)
         losses.append(phase.episode_loss(judgments, None, context, target))
     network = phase._network
@@ -177,7 +177,7 @@ def test_pluralllm_without_noise_is_the_step_on_the_mean_over_groups() -> None:
 
 
 def _drawn(phase: GPOPhase, judgments: GroupJudgments) -> tuple[Tensor, Tensor]:
-    generator = PLACE.torch(f"dp_sgd/0/{judgments.group}")
+    generator = privacy().draws(PLACE).torch(f"dp_sgd/0/{judgments.group}")
     return phase.method.episode.draw(judgments.train, generator)
 
 
@@ -205,3 +205,11 @@ def test_what_pluralllm_cannot_protect_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         gpo(privacy(**changes), *overrides)
+
+
+def test_what_units_draw_is_as_secret_as_the_noise() -> None:
+    """Masks and orders that anyone could compute would tell by whose places they went to."""
+    own = privacy()
+    secret = dataclasses.replace(own, randomness=SystemNoise())
+    assert own.draws(PLACE) == own.draws(PLACE) != own.draws(PLACE.at(round=PLACE.round + 1))
+    assert len({secret.draws(PLACE).seed for _ in range(9)} | {PLACE.seed}) == 10

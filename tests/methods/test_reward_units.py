@@ -78,7 +78,7 @@ def test_without_noise_and_clipping_a_step_on_examples_is_the_step_on_their_mean
     plain = phase(None, f"model.head={head}")
     state = plain.initial(Streams(0), {})
     plain.load(state)
-    units = EachJudgment(plain.network, silo(), PLACE)
+    units = EachJudgment(plain.network, silo(), chosen.draws(PLACE))
     losses = units.losses(torch.arange(18), 0)
     losses.mean().backward()
     for name, parameter in trainable(plain.network).items():

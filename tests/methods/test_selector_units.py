@@ -61,7 +61,7 @@ def test_without_noise_and_clipping_it_is_the_step_on_the_mean_over_people(arm: 
     sent = used.local(state, shard(*people(), client="silo"), PLACE, {})
     plain = phase(None, *arm)
     plain.load(state)
-    EachLatent(plain, state, people(), PLACE).losses(torch.arange(3), 0).mean().backward()
+    EachLatent(plain, state, people(), privacy().draws(PLACE)).losses(torch.arange(3), 0).mean().backward()
     assert sent.tensors.keys() == {DELTA + name for name in trainable(plain.network)}
     for name, parameter in trainable(plain.network).items():
         assert parameter.grad is not None

@@ -41,7 +41,7 @@ def test_the_noise_of_the_smallest_cohort_is_what_was_asked_for_and_more_clients
 ) -> None:
     given, scale = vectors(clients), Scale(0.5, 3.0)
     noise = decoded(0.5 * given, scale, minimum) - 0.5 * given.sum(0)
-    assert noise.std() == pytest.approx(3.0 * 0.5 * 1.01 * np.sqrt(clients / minimum), rel=0.05)
+    assert noise.std() == pytest.approx(3.0 * 0.5 * 1.01 * np.sqrt(clients / (minimum - 1)), rel=0.05)
 
 
 def test_a_vector_beyond_the_bound_is_clipped_once_more() -> None:

@@ -54,8 +54,9 @@ def test_the_noise_in_the_sum_is_calibrated_to_the_smallest_cohort_and_grows_wit
     parts = [settings.encode(vector, signs, SystemNoise().generator(Streams(0), "share")) for vector in vectors]
     error = settings.decode(np.sum(parts, axis=0), signs) - np.sum([clip(v, 0.5)[0] for v in vectors], axis=0)
     assert error.std() == pytest.approx(settings.std(clients), rel=0.02)
-    assert settings.std(4) == pytest.approx(1.3 * 0.5 * 1.01, rel=1e-9)
-    assert settings.std(clients) == pytest.approx(settings.std(4) * math.sqrt(clients / 4))
+    # Of the smallest cohort, of four, any three bring what is accounted for: one of them may take its own share off.
+    assert settings.std(3) == pytest.approx(1.3 * 0.5 * 1.01, rel=1e-9)
+    assert settings.std(clients) == pytest.approx(settings.std(3) * math.sqrt(clients / 3))
 
 
 def adversarial(size: int) -> list[np.ndarray]:

@@ -55,10 +55,7 @@ class ModularIntegers:
         if values.dtype != np.int64:
             raise ValueError(f"integers of type {values.dtype} given, int64 expected")
         if check and values.size and not -self.limit <= int(values.min()) <= int(values.max()) <= self.limit:
-            raise ValueError(
-                f"an integer of [{values.min()}, {values.max()}] exceeds {self.limit}, the largest of which "
-                f"{self.parties} add up in {self.bits} bits"
-            )
+            raise ValueError(f"an integer exceeds {self.limit}, of which {self.parties} add up in {self.bits} bits")
         return values.astype("<i8").view("<u8").astype(word_type(self.bits))
 
     def decode(self, words: Words) -> NDArray[np.int64]:
@@ -114,13 +111,15 @@ class FixedPoint:
         """Return the bound on the absolute error of the sum of ``parties`` terms, before the sum becomes a float64."""
         return parties * math.ldexp(0.5, -self.fraction_bits)
 
-    def encode(self, values: NDArray[np.floating[Any]]) -> Words:
+    def encode(self, values: NDArray[np.floating[Any]], towards_zero: bool = False) -> Words:
         """Return values as words.
 
         Parameters
         ----------
         values : floating array
             Taken as float64.
+        towards_zero : bool
+            Cut off instead of rounding: the error is up to twice as large, but no vector gets longer.
 
         Raises
         ------
@@ -136,7 +135,8 @@ class FixedPoint:
                 f"a value exceeds {largest:g}, the largest of which {self.parties} add up in {self.bits} bits with "
                 f"{self.fraction_bits} after the binary point"
             )
-        scaled = np.rint(np.ldexp(exact, self.fraction_bits)).astype(np.int64)
+        step = np.trunc if towards_zero else np.rint
+        scaled = step(np.ldexp(exact, self.fraction_bits)).astype(np.int64)
         return self.integers.encode(scaled, check=True)
 
     def decode(self, words: Words) -> NDArray[np.float64]:

@@ -101,3 +101,12 @@ def test_other_types_are_refused() -> None:
         code.encode(np.array([1.0]), check=True)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="uint32 expected"):
         code.decode(np.array([1], dtype=np.uint64))
+
+
+@given(values=st.lists(st.floats(-1, 1), min_size=1, max_size=40), fraction_bits=st.integers(2, 30))
+def test_towards_zero_no_vector_gets_longer(values: list[float], fraction_bits: int) -> None:
+    code = FixedPoint(64, fraction_bits, 10)
+    vector = np.array(values)
+    back = code.decode(code.encode(vector, towards_zero=True))
+    assert np.linalg.norm(back) <= np.linalg.norm(vector)
+    np.testing.assert_allclose(back, vector, atol=2.0**-fraction_bits)
