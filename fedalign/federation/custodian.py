@@ -14,14 +14,13 @@ from fedalign.federation.account import Account, finite
 from fedalign.federation.custody import Custody, check_finite
 from fedalign.federation.directory import ClientDirectory
 from fedalign.federation.messages import Terms
-from fedalign.federation.secure.settings import SecAgg
 from fedalign.federation.secure_grid import SUM, SecureSumGrid
 from fedalign.federation.shield import NORM_BIT, metric_scalars
-from fedalign.federation.vectors import WordCode
+from fedalign.federation.vectors import WordCode, word_code
 from fedalign.methods.base import Phase
 from fedalign.metrics.record import METRIC, decode
 from fedalign.privacy.adaptive_clipping import update_noise_multiplier
-from fedalign.privacy.mechanism import DistributedMechanism, Scale
+from fedalign.privacy.mechanism import Scale
 from fedalign.privacy.metric_release import OpenMetrics, SummedMetrics, WithheldMetrics
 from fedalign.privacy.noise import add_gaussian
 from fedalign.privacy.protection import Protection
@@ -218,11 +217,7 @@ class Custodian(Custody):
 
     @property
     def _code(self) -> WordCode | None:
-        secure, mechanism = self.privacy.secure, self.privacy.mechanism
-        if not isinstance(secure, SecAgg):
-            return None
-        distributed = mechanism if isinstance(mechanism, DistributedMechanism) else None
-        return WordCode(secure, distributed, self.privacy.clip is not None)
+        return word_code(self.privacy)
 
     @property
     def _extras(self) -> tuple[str, ...]:

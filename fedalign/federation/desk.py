@@ -18,12 +18,10 @@ from fedalign.federation.messages import REPORT, STATE, Instruction, NodeReport
 from fedalign.federation.records import decode_tensors, encode_contribution, payload_bytes
 from fedalign.federation.secure.fixed_point import Words
 from fedalign.federation.secure.letters import LETTERS
-from fedalign.federation.secure.settings import SecAgg
 from fedalign.federation.shield import check, metric_scalars, shield, shield_metrics
 from fedalign.federation.site import Site, forget_memory, load_memory, store_memory
-from fedalign.federation.vectors import WordCode, public_streams
+from fedalign.federation.vectors import public_streams, word_code
 from fedalign.methods.base import Phase
-from fedalign.privacy.mechanism import DistributedMechanism
 from fedalign.privacy.metric_release import OpenMetrics
 from fedalign.privacy.protection import Protection
 from fedalign.rng import Streams
@@ -70,14 +68,12 @@ class Desk(ABC):
     def words(self, client: str) -> Words:
         """Return what a client adds to a secure sum as words, with its share of the noise where clients add it."""
         privacy = self.site.privacy
-        assert isinstance(privacy, Protection) and isinstance(privacy.secure, SecAgg)
-        mechanism = privacy.mechanism if isinstance(privacy.mechanism, DistributedMechanism) else None
+        assert isinstance(privacy, Protection)
+        code = word_code(privacy)
+        assert code is not None
         secret = privacy.randomness.generator(self.streams(client), f"share of the noise in {self.exchange}")
         vector = self.vector(client, privacy)
-        public = public_streams(self.site.seed, self.order)
-        return WordCode(privacy.secure, mechanism, privacy.clip is not None).encode(
-            vector, self.order.terms, public, secret
-        )
+        return code.encode(vector, self.order.terms, public_streams(self.site.seed, self.order), secret)
 
 
 class TrainingDesk(Desk):

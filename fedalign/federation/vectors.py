@@ -10,6 +10,7 @@ from fedalign.federation.messages import Instruction, Terms
 from fedalign.federation.secure.fixed_point import ModularIntegers, Words
 from fedalign.federation.secure.settings import SecAgg
 from fedalign.privacy.mechanism import DistributedMechanism, Scale
+from fedalign.privacy.protection import Protection
 from fedalign.rng import Streams
 from fedalign.template import Vector
 
@@ -60,6 +61,15 @@ class WordCode:
         integers = ModularIntegers(self.settings.bits, cohort).decode(words)
         scale = Scale(terms.bound, terms.noise_multiplier)
         return self.mechanism.decode(integers, terms.size, scale, self.settings.minimum, public)
+
+
+def word_code(privacy: Protection) -> WordCode | None:
+    """Return the code of a run's secure sums; None where sums are not secure."""
+    secure, mechanism = privacy.secure, privacy.mechanism
+    if not isinstance(secure, SecAgg):
+        return None
+    distributed = mechanism if isinstance(mechanism, DistributedMechanism) else None
+    return WordCode(secure, distributed, privacy.clip is not None)
 
 
 def public_streams(seed: int, order: Instruction) -> Streams:

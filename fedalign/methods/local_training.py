@@ -192,6 +192,18 @@ def train_privately(
         _remember(optimizer, network, memory)
 
 
+def check_equal_weight(weight: str) -> None:
+    """Refuse ``method.weight`` where clients add noise of their own, unless all count the same.
+
+    Raises
+    ------
+    UserError
+        If a client's weight would tell how much it holds.
+    """
+    if weight != "uniform":
+        raise UserError(f"{KEY}: method.weight={weight} shows how much a client holds; set method.weight=uniform")
+
+
 def check_private(settings: LocalTraining) -> None:
     """Refuse a setting that DP-SGD has no place for.
 

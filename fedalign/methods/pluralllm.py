@@ -18,7 +18,14 @@ from fedalign.contribution import Contribution, State, weighted_delta
 from fedalign.data.schema import GroupJudgments, SurveyShard
 from fedalign.errors import UserError
 from fedalign.methods.base import Artefacts, Memory, Phase, Setting
-from fedalign.methods.local_training import LocalTraining, check_private, load_parameters, train, train_privately
+from fedalign.methods.local_training import (
+    LocalTraining,
+    check_equal_weight,
+    check_private,
+    load_parameters,
+    train,
+    train_privately,
+)
 from fedalign.methods.question_prior import Base, QuestionPriorPhase, base_of
 from fedalign.methods.survey import Evaluation, Points, SurveyMethod, SurveyPhase, points_of
 from fedalign.metrics.record import MetricSum, encode
@@ -242,10 +249,7 @@ class PluralLLM(SurveyMethod):
                 f"{KEY}: method.prior={self.prior} sums answers, which DP-SGD does not hide; set method.prior=none or "
                 "privacy=central"
             )
-        if self.weight != "uniform":
-            raise UserError(
-                f"{KEY}: method.weight={self.weight} shows how much a client holds; set method.weight=uniform"
-            )
+        check_equal_weight(self.weight)
         if privacy.settings.unit != "user":
             raise UserError(
                 f"{KEY}.unit={privacy.settings.unit}: an answer is context of a group's other answers and cannot be "

@@ -13,7 +13,7 @@ from fedalign.data.pairs import Judgments
 from fedalign.errors import UserError
 from fedalign.methods.assignment import Everybody
 from fedalign.methods.episodes import EpisodePlan
-from fedalign.methods.local_training import check_private
+from fedalign.methods.local_training import check_equal_weight, check_private
 from fedalign.methods.pairs import Batch, batch_of
 from fedalign.models.reward import RewardHeads
 from fedalign.objectives.preference import preference_nll
@@ -122,10 +122,7 @@ def check_reward(method: RewardHeadsMethod, privacy: LocalPrivacy | None) -> Non
             "people apart by their judgments, which DP-SGD does not hide; use method=fedavg_bt (Everybody, one head) "
             "or privacy=central"
         )
-    if method.weight != "uniform":
-        raise UserError(
-            f"{KEY}: method.weight={method.weight} shows how much a client holds; set method.weight=uniform"
-        )
+    check_equal_weight(method.weight)
     if privacy.settings.grad_sample == "ghost":
         raise UserError(
             f"{KEY}.grad_sample=ghost: both responses of a pair go through the same layers, which ghost clipping "

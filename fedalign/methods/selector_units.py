@@ -12,7 +12,7 @@ from fedalign.contribution import State
 from fedalign.data.pairs import Judgments
 from fedalign.errors import UserError
 from fedalign.methods.latent_prior import StandardPrior
-from fedalign.methods.local_training import check_private
+from fedalign.methods.local_training import check_equal_weight, check_private
 from fedalign.privacy.dp_sgd import UnitLosses
 from fedalign.privacy.local import KEY, LocalPrivacy
 from fedalign.rng import Streams
@@ -79,10 +79,7 @@ def check_selector(method: FedVPA, privacy: LocalPrivacy | None) -> None:
         raise UserError(
             f"{KEY}: method.collect_latents=true shows every person's latent to the server; set it to false"
         )
-    if method.weight != "uniform":
-        raise UserError(
-            f"{KEY}: method.weight={method.weight} shows how much a client holds; set method.weight=uniform"
-        )
+    check_equal_weight(method.weight)
     if privacy.settings.unit != "user":
         raise UserError(
             f"{KEY}.unit={privacy.settings.unit}: a judgment is context of a person's other judgments and cannot be "
