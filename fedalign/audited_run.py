@@ -16,6 +16,7 @@ from fedalign.errors import RunFailed, UserError
 from fedalign.federation.canary import OneClient, with_canaries
 from fedalign.federation.canary_score import ScoringCustodian
 from fedalign.federation.conductor import Job, Outcome
+from fedalign.federation.directory import ClientDirectory
 from fedalign.federation.server_app import make_server_app
 from fedalign.federation.site import Site
 from fedalign.guarantee import Phases, account_of, check_guarantee, local_privacy
@@ -83,19 +84,31 @@ def run_with_canaries(resolved: Mapping[str, Any], count: int, seed: int) -> tup
         If the federation breaks down.
     """
     config, travels = parse(resolved), to_json(resolved)
-    canaries = Canaries(count, _NORM, seed, opposed=False)
+    canaries = Canaries(count, _NORM, seed, opposed=False, stages=_stages(config, open_site(travels, {})))
     site = _open(canaries, travels, {})
     phases = phases_of(config, site.data.questionnaire)
-    training = sorted(client.name for client in site.data.clients if client.role is Role.TRAIN)
-    config.federation.sampler.check(len(training))
-    check_guarantee(config, phases, training)
+    directory = ClientDirectory.of(site.data.clients)
+    directory.check(phases, config.federation.sampler)
+    check_guarantee(config, phases, directory)
     site.check(client.name for client in site.data.clients)
-    account = account_of(config, phases, training, None)
+    account = account_of(config, phases, directory, None)
     canaries = replace(canaries, opposed=account.relation is Relation.REPLACE_ONE)
     assert isinstance(config.privacy, Protection)
-    custodian = ScoringCustodian(config.privacy, lambda directory: account, config.seed)
+    custodian = ScoringCustodian(config.privacy, lambda _: account, config.seed)
     _conduct(config, travels, phases, canaries, custodian)
     return custodian, canaries
+
+
+def _stages(config: RunConfig, site: Site) -> tuple[tuple[str, ...], ...]:
+    """Return the stages that single units take part in, each combination once, so that canaries do as they do."""
+    assert isinstance(config.privacy, Protection)
+    if config.privacy.local is None:
+        found = {client.stages for client in site.data.clients if client.role is Role.TRAIN}
+    elif config.partition.disjoint:
+        found = {(phase.stage,) for phase in site.phases if phase.rounds and phase.stage is not None}
+    else:
+        found = set()
+    return tuple(sorted(found)) or ((),)
 
 
 def _conduct(config: RunConfig, travels: str, phases: Phases, canaries: Canaries, custodian: ScoringCustodian) -> None:
@@ -139,7 +152,11 @@ def _phases_with_units(canaries: Canaries, config: str) -> Phases:
     """Return phases whose local training has canaries among its units."""
     resolved = json.loads(config)
     run = parse({**resolved, "output": None, "name": "audit", "logger": {"_target_": _NO_LOGGER}})
-    plain = local_privacy(run, phases_of(run, {}))
+    phases = phases_of(run, {})
+    plain, stages = local_privacy(run, phases), {phase.name: phase.stage for phase in phases}
     assert plain is not None
-    joined = CanaryLocalPrivacy(plain.settings, plain.noise_multiplier, plain.randomness, canaries)
+    joined = CanaryLocalPrivacy(
+        plain.settings, plain.noise_multiplier, plain.randomness, canaries,
+        noise_multipliers=plain.noise_multipliers, stages=stages,
+    )  # fmt: skip
     return run.method.phases(replace(setting(run, {}), local_privacy=joined))

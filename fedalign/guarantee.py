@@ -8,12 +8,13 @@ from typing import Any
 
 from fedalign.config import RunConfig
 from fedalign.errors import UserError
-from fedalign.federation.account import Account, local_noise_multiplier
+from fedalign.federation.account import Account
 from fedalign.federation.conductor import Federation
 from fedalign.federation.custodian import Custodian
 from fedalign.federation.custody import Custody, NoCustody
 from fedalign.federation.directory import ClientDirectory
 from fedalign.federation.exposure import Exposure, exposure_of
+from fedalign.federation.local_noise import local_noise_multipliers
 from fedalign.federation.secure.settings import SecAgg
 from fedalign.methods.base import Needs, Phase
 from fedalign.privacy.adaptive_clipping import update_noise_multiplier
@@ -46,8 +47,8 @@ def custody_of(config: RunConfig, phases: Phases, journal: Path | None, checked:
 
     def open_account(directory: ClientDirectory) -> Account | None:
         if not checked:
-            check_guarantee(config, phases, directory.training)
-        return account_of(config, phases, directory.training, journal) if privacy.private else None
+            check_guarantee(config, phases, directory)
+        return account_of(config, phases, directory, journal) if privacy.private else None
 
     return Custodian(privacy, names, open_account, config.seed)
 
@@ -62,23 +63,23 @@ def metric_names(config: RunConfig) -> tuple[str, ...]:
     return tuple(dict.fromkeys(privacy.metrics.names or [method.headline, method.selection]))
 
 
-def account_of(config: RunConfig, phases: Phases, clients: Sequence[str], journal: Path | None) -> Account:
-    """Return the account of a differentially private run with these training clients."""
+def account_of(config: RunConfig, phases: Phases, directory: ClientDirectory, journal: Path | None) -> Account:
+    """Return the account of a differentially private run with these clients."""
     assert isinstance(config.privacy, Protection)
-    exposures = _exposures(config, phases, clients)
+    exposures = _exposures(config, phases, directory)
     evaluations = sum(_evaluations(phase, config.federation) for phase in phases)
-    return Account(config.privacy, exposures, evaluations, len(metric_names(config)), journal)
+    metrics, clients = len(metric_names(config)), len(directory.training)
+    return Account(config.privacy, exposures, evaluations, metrics, journal, clients)
 
 
-def check_guarantee(config: RunConfig, phases: Phases, clients: Sequence[str]) -> None:
+def check_guarantee(config: RunConfig, phases: Phases, directory: ClientDirectory) -> None:
     """Refuse a run whose guarantee cannot be kept, or would be misstated.
 
     Parameters
     ----------
     config : RunConfig
     phases : sequence of Phase
-    clients : sequence of str
-        The training clients.
+    directory : ClientDirectory
 
     Raises
     ------
@@ -92,10 +93,10 @@ def check_guarantee(config: RunConfig, phases: Phases, clients: Sequence[str]) -
         if phase.rounds:
             _check_phase(privacy, phase, config)
     if isinstance(privacy.secure, SecAgg):
-        smallest = min((int(e.sampling.expected) for e in _exposures(config, phases, clients)), default=len(clients))
-        _check_secure(privacy, privacy.secure, smallest)
+        cohorts = [int(exposure.sampling.expected) for exposure in _exposures(config, phases, directory)]
+        _check_secure(privacy, privacy.secure, min(cohorts, default=len(directory.training)))
     if privacy.private:
-        _check_budget(config, phases, clients)
+        _check_budget(config, phases, directory)
 
 
 def check_users(config: RunConfig, phases: Phases, shards: Mapping[str, Any]) -> None:
@@ -156,8 +157,10 @@ def local_privacy(config: RunConfig, phases: Phases) -> LocalPrivacy | None:
     privacy = config.privacy
     if not isinstance(privacy, Protection) or privacy.local is None:
         return None
-    noise = local_noise_multiplier(privacy, config.federation.sampler, [p for p in phases if p.rounds])
-    return LocalPrivacy(privacy.local, noise, privacy.randomness)
+    trained = [phase for phase in phases if phase.rounds]
+    noise = local_noise_multipliers(privacy, config.federation.sampler, trained, config.partition.disjoint)
+    most = max(noise.values(), default=0.0)
+    return LocalPrivacy(privacy.local, most, privacy.randomness, noise_multipliers=noise)
 
 
 def _check_phase(privacy: Protection, phase: Phase[Any], config: RunConfig) -> None:
@@ -195,53 +198,60 @@ def _check_secure(privacy: Protection, secure: SecAgg, cohort: int) -> None:
         secure.check(cohort)
 
 
-def _check_budget(config: RunConfig, phases: Phases, clients: Sequence[str]) -> None:
+def _check_budget(config: RunConfig, phases: Phases, directory: ClientDirectory) -> None:
     """Refuse a budget that not even the first round keeps, and cohorts that the mechanism cannot be charged for."""
     privacy = config.privacy
     assert isinstance(privacy, Protection)
-    exposures = _exposures(config, phases, clients)
+    exposures = _exposures(config, phases, directory)
     if not exposures:
         raise UserError(f"method={config.method.name} trains nothing, so there is nothing to protect; set privacy=none")
     if privacy.mechanism is not None:
         for exposure in exposures:
             if exposure.rounds > 1:
                 privacy.mechanism.check(exposure.sampling)
-    account = account_of(config, phases, clients, None)
+    account = account_of(config, phases, directory, None)
     if privacy.clip is not None and privacy.clip.adaptive is not None:
         for exposure in exposures:
             count_std = privacy.clip.adaptive.count_std(exposure.sampling.expected)
-            update_noise_multiplier(account.noise_multiplier, count_std)
+            update_noise_multiplier(account.noise_multipliers[exposure.name], count_std)
     if isinstance(privacy.mechanism, DistributedMechanism) and isinstance(privacy.secure, SecAgg):
         for exposure in exposures:
-            cohort, secure = int(exposure.sampling.expected), privacy.secure
-            privacy.mechanism.check_width(exposure.size, secure.bits, secure.minimum, cohort, account.noise_multiplier)
+            cohort, secure, noise = int(exposure.sampling.expected), privacy.secure, account.noise_multipliers
+            privacy.mechanism.check_width(exposure.size, secure.bits, secure.minimum, cohort, noise[exposure.name])
     # Noise that is chosen for the plan keeps within it.
-    if privacy.noise_multiplier is not None and not account.affords(exposures[0].name, clients):
-        raise UserError(
-            f"privacy.epsilon={privacy.epsilon} does not allow a single round at privacy.noise_multiplier="
-            f"{privacy.noise_multiplier}; raise one of them, or set privacy.noise_multiplier=null"
-        )
+    if privacy.noise_multiplier is None:
+        return
+    for phase in phases:
+        if phase.rounds and not account.affords(phase.name, directory.training_for(phase.stage)):
+            raise UserError(
+                f"privacy.epsilon={privacy.epsilon} does not allow a single round of phase {phase.name!r} at "
+                f"privacy.noise_multiplier={privacy.noise_multiplier}; raise one of them, or set "
+                "privacy.noise_multiplier=null"
+            )
 
 
-def _exposures(config: RunConfig, phases: Phases, clients: Sequence[str]) -> list[Exposure]:
-    privacy = config.privacy
+def _exposures(config: RunConfig, phases: Phases, directory: ClientDirectory) -> list[Exposure]:
+    privacy, sampler, disjoint = config.privacy, config.federation.sampler, config.partition.disjoint
     assert isinstance(privacy, Protection)
     found = []
     for phase in phases:
-        template = _template(phase, config) if phase.rounds and phase.needs is Needs.SUM else None
-        if phase.rounds:
-            size = 0 if template is None else template.size
-            found.append(exposure_of(phase, size, config.federation.sampler, clients, config.seed, privacy))
+        if not phase.rounds:
+            continue
+        template = _template(phase, config) if phase.needs is Needs.SUM else None
+        size, clients = 0 if template is None else template.size, directory.training_for(phase.stage)
+        found.append(exposure_of(phase, size, sampler, clients, config.seed, privacy, disjoint))
     return found
 
 
 def _template(phase: Phase[Any], config: RunConfig) -> Template | None:
     """Return a phase's template before the run; it may not depend on what earlier phases leave."""
-    return phase.template(phase.initial(Streams(config.seed, phase.name), {}))
+    return phase.template(phase.broadcast(phase.initial(Streams(config.seed, phase.name), {})))
 
 
 def _evaluations(phase: Phase[Any], federation: Federation) -> int:
     """Return how many times a phase is evaluated."""
+    if not phase.evaluated:
+        return 0
     every, rounds = federation.evaluate_every, phase.rounds
     return 1 + rounds // every + (rounds % every > 0)
 

@@ -7,7 +7,7 @@ import datetime
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedalign.config import RunConfig, parse, resolve, to_json
-from fedalign.data.federated import Role
+from fedalign.data.schema import Question
 from fedalign.errors import RunFailed
 from fedalign.federation.checkpoint import NEWEST, Checkpoint
 from fedalign.federation.conductor import Job, Outcome
+from fedalign.federation.directory import ClientDirectory
 from fedalign.federation.observer import Observer
 from fedalign.federation.server_app import make_server_app
 from fedalign.guarantee import check_guarantee, check_users, custody_of, refuse_open_metrics
@@ -86,7 +87,7 @@ def resume(path: Path) -> Result:
     resolved = directory.read_config()
     config = parse(resolved)
     population = _checked_population(resolved, config)
-    phases = phases_of(config, population.questionnaire)
+    phases = phases_of(config, population.questionnaire, population.questions)
     checkpoint = Checkpoint.load(directory.checkpoints, NEWEST, config.method.name)
     names = [phase.name for phase in phases]
     directory.truncate_metrics(names[checkpoint.phase], checkpoint.round, names)
@@ -120,17 +121,19 @@ class _Population:
     clients: int
     dropped: Mapping[str, int]
     questionnaire: Mapping[str, int]
+    questions: Mapping[str, Question] = field(default_factory=dict)
 
 
 def _checked_population(resolved: Resolved, config: RunConfig) -> _Population:
     """Look at the data; what is bad in them is found here, before anything is written or started."""
     site = open_site(to_json(resolved), {})
-    training = sorted(client.name for client in site.data.clients if client.role is Role.TRAIN)
-    config.federation.sampler.check(len(training))
-    check_guarantee(config, site.phases, training)
-    check_users(config, site.phases, {client: site.data.shard(client) for client in training})
+    directory = ClientDirectory.of(site.data.clients)
+    directory.check(site.phases, config.federation.sampler)
+    check_guarantee(config, site.phases, directory)
+    check_users(config, site.phases, {client: site.data.shard(client) for client in directory.training})
     site.check(client.name for client in site.data.clients)
-    return _Population(len(site.data.clients), site.data.dropped, site.data.questionnaire)
+    data = site.data
+    return _Population(len(data.clients), data.dropped, data.questionnaire, data.questions)
 
 
 def _prepare(resolved: Resolved, config: RunConfig) -> RunDirectory:
@@ -211,7 +214,7 @@ def _job(
     population: _Population,
     resume: bool,
 ) -> Job:
-    phases = phases_of(config, population.questionnaire)
+    phases = phases_of(config, population.questionnaire, population.questions)
     return Job(
         method=config.method.name,
         selection=config.method.selection,

@@ -10,6 +10,7 @@ from typing import Any
 
 from fedalign.config import RunConfig, parse
 from fedalign.data.progress import terminal_bar
+from fedalign.data.schema import Question
 from fedalign.federation.site import Site
 from fedalign.guarantee import local_privacy, metric_names
 from fedalign.methods.base import Phase, Setting
@@ -44,11 +45,14 @@ def _open(config: str, data_path: str | None) -> Site:
         content["data"]["path"] = data_path
     run = parse({**content, "output": None, "name": "site", "logger": {"_target_": _NO_LOGGER}})
     data = run.data.federate(run.partition, run.encoder, Streams(run.seed), None, terminal_bar)
-    phases = phases_of(run, data.questionnaire)
-    return Site(run.seed, run.engine.threads, phases, data, run.privacy, metric_names(run))
+    phases = phases_of(run, data.questionnaire, data.questions)
+    disjoint = run.partition.disjoint
+    return Site(run.seed, run.engine.threads, phases, data, run.privacy, metric_names(run), disjoint)
 
 
-def phases_of(run: RunConfig, questionnaire: Mapping[str, int]) -> Sequence[Phase[Any]]:
+def phases_of(
+    run: RunConfig, questionnaire: Mapping[str, int], questions: Mapping[str, Question] | None = None
+) -> Sequence[Phase[Any]]:
     """Return a method's phases, with the noise of local training where there is to be any.
 
     Parameters
@@ -56,8 +60,10 @@ def phases_of(run: RunConfig, questionnaire: Mapping[str, int]) -> Sequence[Phas
     run : RunConfig
     questionnaire : mapping from question id to int
         What a survey asks; empty where this process does not know.
+    questions : mapping from question id to Question, optional
+        Its texts, likewise.
     """
-    known = setting(run, questionnaire)
+    known = replace(setting(run, questionnaire), questions=questions or {})
     if not isinstance(run.privacy, Protection) or run.privacy.local is None:
         return run.method.phases(known)
     silent = LocalPrivacy(run.privacy.local, 0.0, run.privacy.randomness)
@@ -67,4 +73,5 @@ def phases_of(run: RunConfig, questionnaire: Mapping[str, int]) -> Sequence[Phas
 
 def setting(run: RunConfig, questionnaire: Mapping[str, int] | None = None) -> Setting:
     """Return the public facts that a method builds its phases from."""
-    return Setting(run.federation.rounds, run.encoder.dim, run.model, run.encoder, questionnaire or {})
+    private = isinstance(run.privacy, Protection) and run.privacy.private
+    return Setting(run.federation.rounds, run.encoder.dim, run.model, run.encoder, questionnaire or {}, private=private)

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from fedalign.audit import PLOT, RESULT, Audited, Request, audit_run
+from fedalign.audited_run import _stages
 from fedalign.cli import main
-from fedalign.config import resolve
+from fedalign.config import parse, resolve
 from fedalign.contribution import Contribution
+from fedalign.data.federated import ClientInfo
 from fedalign.errors import RunFailed, UserError
+from fedalign.federation.site import Site
 from fedalign.privacy import distributed_noise, dp_sgd, unit_gradients
 from fedalign.privacy.client_level import ClientLevel
 from fedalign.privacy.mechanism import Gaussian, Scale
 from fedalign.report.run_directory import RunDirectory
 from fedalign.template import Template, Vector
+from tests.federation.toy import Halfway, ToyData
 from tests.tiny import TINY, use_cache
 
 # One phase of 4434 numbers, and noise that is the same in every session.
@@ -212,3 +218,29 @@ def test_a_setting_out_of_range_is_refused(setting: str, value: Any) -> None:
 def test_a_directory_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a run directory"):
         audit_run([str(tmp_path)], Request())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "disjoint", "expected"),
+    [
+        (("privacy=central",), False, ((), ("rl",), ("rl", "sft"))),
+        (("privacy=local_user", "privacy.delta=1e-3"), True, (("rl",), ("sft",))),
+        (("privacy=local_user", "privacy.delta=1e-3"), False, ((),)),
+    ],
+)
+def test_canaries_are_in_the_stages_that_a_unit_may_be_in(
+    overrides: tuple[str, ...], disjoint: bool, expected: tuple[tuple[str, ...], ...]
+) -> None:
+    """In more of them than any real unit, a canary would refute what is promised to nobody."""
+
+    class Staged(ToyData):
+        @property
+        def clients(self) -> list[ClientInfo]:
+            held = {"ada": ("rl",), "bob": ("rl",), "cid": ("rl", "sft"), "uma": ("reward",)}
+            return [replace(client, stages=held.get(client.name, ())) for client in super().clients]
+
+    phases = [Halfway(rounds) for rounds in (1, 2, 0, 3)]
+    for phase, stage in zip(phases, ("sft", "rl", "reward", None), strict=True):
+        phase.stage = stage
+    config = replace(parse(resolve([*TINY, *overrides])), partition=SimpleNamespace(disjoint=disjoint))  # type: ignore[arg-type]
+    assert _stages(config, Site(5, 1, phases, Staged())) == expected

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from fedalign.config import RunConfig, parse, resolve, to_json
+from fedalign.contribution import State
 from fedalign.data.federated import Role
 from fedalign.errors import UserError
 from fedalign.federation.custodian import Custodian
 from fedalign.federation.custody import NoCustody
+from fedalign.federation.directory import ClientDirectory
 from fedalign.guarantee import (
     account_of,
     check_guarantee,
@@ -20,9 +25,13 @@ from fedalign.guarantee import (
     metric_names,
     refuse_open_metrics,
 )
+from fedalign.methods.base import Artefacts, Participation
+from fedalign.privacy.delta import default_delta
+from fedalign.rng import Streams
 from fedalign.run import start
 from fedalign.site import open_site
 
+from .federation.guarded import Pull
 from .tiny import DATA, TINY
 
 PAIRS = (
@@ -33,7 +42,7 @@ PAIRS = (
     "encoder.size=16",
     "partition.unseen=2",
 )
-CLIENTS = ["a", "b", "c", "d"]
+CLIENTS = ClientDirectory(["a", "b", "c", "d"], [], {})
 
 
 def configured(*overrides: str) -> tuple[RunConfig, Any]:
@@ -137,7 +146,7 @@ def test_without_a_guarantee_nobody_keeps_one() -> None:
     config, phases = configured()
     assert isinstance(custody_of(config, phases, None, checked=True), NoCustody)
     assert local_privacy(config, phases) is None
-    check_guarantee(config, phases, [])
+    check_guarantee(config, phases, ClientDirectory([], [], {}))
 
 
 def test_a_guarantee_is_kept_by_a_custodian() -> None:
@@ -175,7 +184,7 @@ def test_the_account_knows_every_phase_that_trains_and_every_evaluation() -> Non
     account = account_of(config, phases, CLIENTS, None)
     assert {name: e.rounds for name, e in account.exposures.items()} == {"question_prior": 1, "gpo": 3}
     assert all(exposure.size > 0 for exposure in account.exposures.values())
-    planned = {entry.phase: entry.count for entry in account.plan(1.0)}
+    planned = {entry.phase: entry.count for entry in account.plan()}
     # Two phases, each before its first round and after its last.
     assert planned == {"question_prior": 1, "gpo": 3, "metrics": 4}
 
@@ -185,13 +194,13 @@ def test_local_noise_is_the_same_for_server_and_nodes() -> None:
     own = local_privacy(config, phases)
     assert own is not None
     account = account_of(config, phases, CLIENTS, None)
-    assert own.noise_multiplier == account.noise_multiplier
-    assert own.noise_multiplier > 0
+    assert own.noise_multipliers == account.noise_multipliers
+    assert own.noise_multiplier == own.noise_in("gpo") > 0
 
 
 def test_training_clients_are_what_delta_is_held_against() -> None:
     config, phases = configured("privacy=central", "privacy.delta=0.3")
-    check_guarantee(config, phases, CLIENTS[:3])
+    check_guarantee(config, phases, ClientDirectory(["a", "b", "c"], [], {}))
     with pytest.raises(UserError, match="below 1/4"):
         check_guarantee(config, phases, CLIENTS)
 
@@ -200,3 +209,81 @@ def test_the_tiny_world_has_three_training_clients() -> None:
     resolved = resolve(list(TINY))
     clients = open_site(to_json(resolved), {}).data.clients
     assert sum(client.role is Role.TRAIN for client in clients) == 3
+
+
+class Learns(Pull):
+    """A phase of a stage, with noise of the clients' own."""
+
+    local_units = frozenset({"example", "user"})
+    local_steps = 2
+
+    def __init__(self, name: str, rounds: int, stage: str | None) -> None:
+        super().__init__(rounds)
+        self.name, self.stage = name, stage
+
+
+STAGED = ClientDirectory(list("abcdef"), [], {}, {c: ("sft",) if c in "ab" else ("rl",) for c in "abcdef"})
+PHASES = [Learns("sft", 2, "sft"), Learns("rl", 5, "rl")]
+
+
+def laid_out(disjoint: bool, *overrides: str) -> RunConfig:
+    return replace(parse(resolve([*TINY, *overrides])), partition=SimpleNamespace(disjoint=disjoint))  # type: ignore[arg-type]
+
+
+def test_stages_of_clients_make_budgets_of_their_own() -> None:
+    account = account_of(laid_out(False, "privacy=central"), PHASES, STAGED, None)
+    assert {name: e.sampling.population for name, e in account.exposures.items()} == {"sft": 2, "rl": 4}
+    assert account.noise_multipliers["sft"] < account.noise_multipliers["rl"]
+    assert account.delta == default_delta(6)
+    assert {entry.phase: entry.members for entry in account.plan()} == {"sft": "sft", "rl": "rl"}
+
+
+@pytest.mark.slow
+def test_local_noise_is_side_by_side_where_the_partition_is_disjoint() -> None:
+    noise = {}
+    for disjoint in (True, False):
+        config = laid_out(disjoint, "privacy=local_user", "privacy.epsilon=2")
+        own = local_privacy(config, PHASES)
+        assert own is not None
+        assert account_of(config, PHASES, STAGED, None).noise_multipliers == own.noise_multipliers
+        assert own.noise_multiplier == max(own.noise_multipliers.values())
+        noise[disjoint] = own.noise_multipliers
+    assert noise[True]["sft"] < noise[True]["rl"] < noise[False]["sft"] == noise[False]["rl"]
+
+
+def test_every_phase_must_be_affordable_by_itself() -> None:
+    """The first phase's clients are drawn by coins, which costs less than that all of the second's take part."""
+    coins = ("federation/sampler=poisson", "federation.sampler.rate=0.05", "privacy.delta=1e-3")
+    config = laid_out(False, "privacy=central", "privacy.epsilon=2", "privacy.noise_multiplier=1", *coins)
+    check_guarantee(config, PHASES, STAGED)
+    whole = Learns("rl", 5, "rl")
+    whole.participation = Participation.ALL
+    with pytest.raises(UserError, match="a single round of phase 'rl'"):
+        check_guarantee(config, [PHASES[0], whole], STAGED)
+
+
+def test_the_smallest_cohort_of_all_phases_must_do_for_a_secure_sum() -> None:
+    with pytest.raises(UserError, match="cohorts of 2 clients are expected"):
+        check_guarantee(laid_out(False, "privacy=secure_sum"), PHASES, STAGED)
+
+
+def test_what_stays_on_the_server_is_no_part_of_a_sum() -> None:
+    class Served(Learns):
+        def initial(self, streams: Streams, artefacts: Artefacts) -> State:
+            return {**super().initial(streams, artefacts), "kept": torch.zeros(1000)}
+
+        def broadcast(self, state: State) -> State:
+            return {"w": state["w"]}
+
+    account = account_of(laid_out(False, "privacy=central"), [Served("sft", 2, "sft")], STAGED, None)
+    assert account.exposures["sft"].size == 8
+
+
+def test_a_phase_that_nobody_evaluates_releases_no_metrics() -> None:
+    summed = ("privacy=central", "privacy/metrics=summed", "privacy.metrics.noise_multiplier=30")
+    noise = (*summed, "federation.evaluate_every=1")
+    silent = Learns("rl", 5, "rl")
+    silent.evaluated = frozenset()
+    both = account_of(laid_out(False, *noise), PHASES, STAGED, None).plan()
+    one = account_of(laid_out(False, *noise), [PHASES[0], silent], STAGED, None).plan()
+    assert (both[-1].count, one[-1].count) == (9, 3)

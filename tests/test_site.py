@@ -80,3 +80,12 @@ def test_a_method_is_told_rounds_features_and_model() -> None:
     run = parse(resolve([*TINY, "federation.rounds=9", "encoder.size=48"]))
     told = setting(run)
     assert (told.rounds, told.features, told.model) == (9, 48, run.model)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "private"), [("none", False), ("secure_sum", False), ("central", True), ("local_user", True)]
+)
+def test_a_method_is_told_whether_the_run_is_private(chosen: str, private: bool) -> None:
+    """A secure sum alone promises no differential privacy."""
+    run = parse(resolve([*TINY, f"privacy={chosen}"]))
+    assert setting(run).private is private

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fedalign.data.progress import ProgressFactory
 from fedalign.rng import Streams
+
+if TYPE_CHECKING:
+    from fedalign.data.schema import Question
 
 
 class Role(StrEnum):
@@ -26,6 +29,7 @@ class Kind(StrEnum):
 
     SURVEY = "survey"
     PAIRS = "pairs"
+    CORPUS = "corpus"
 
 
 @dataclass(frozen=True)
@@ -36,10 +40,13 @@ class ClientInfo:
     ----------
     name : str
     role : Role
+    stages : tuple of str
+        Parts of its data, by the name of the stage that reads them; empty takes part in all.
     """
 
     name: str
     role: Role
+    stages: tuple[str, ...] = ()
 
 
 class Layout(ABC):
@@ -49,9 +56,12 @@ class Layout(ABC):
     ----------
     kind : Kind
         What judgments it lays out.
+    disjoint : bool
+        Whether no user's data are read by more than one stage.
     """
 
     kind: ClassVar[Kind]
+    disjoint: bool = False
 
 
 class FederatedData(ABC):
@@ -63,10 +73,13 @@ class FederatedData(ABC):
         How many records each documented cleaning rule removed.
     questionnaire : mapping from question id to int
         Of a survey: how many answers each question offers, whether or not somebody here answered it. Public.
+    questions : mapping from question id to Question
+        Of a survey: the same questions' texts and options, in file order. Public.
     """
 
     dropped: Mapping[str, int]
     questionnaire: Mapping[str, int] = MappingProxyType({})
+    questions: Mapping[str, Question] = MappingProxyType({})
 
     @property
     @abstractmethod

@@ -30,7 +30,8 @@ class SurveyData(FederatedData):
     """
 
     answers: Mapping[str, ClientAnswers]
-    questions: Mapping[str, Question]
+    # Without a default, which the base class has.
+    questions: Mapping[str, Question] = field()
     vectors: Mapping[str, Tensor]
     dropped: Mapping[str, int]
     questionnaire: Mapping[str, int] = field(default_factory=dict)
@@ -59,9 +60,9 @@ def federate_survey(
     """Load, partition and encode a survey; only questions that some client answered are encoded."""
     survey = source.load(streams)
     clients = partition.split(survey, streams)
-    asked = {qid for client in clients for answers in client.answers.values() for qid in answers}
-    questions = {qid: question for qid, question in survey.questions.items() if qid in asked}
+    answered = {qid for client in clients for answers in client.answers.values() for qid in answers}
+    encoded = [question for qid, question in survey.questions.items() if qid in answered]
     store = EmbeddingCache(default_cache_directory() if cache is None else cache)
-    vectors = embed(questions.values(), encoder, store, progress)
+    vectors = embed(encoded, encoder, store, progress)
     asks = {qid: len(question.options) for qid, question in survey.questions.items()}
-    return SurveyData({client.name: client for client in clients}, questions, vectors, survey.dropped, asks)
+    return SurveyData({client.name: client for client in clients}, survey.questions, vectors, survey.dropped, asks)

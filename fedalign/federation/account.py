@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fedalign.errors import UserError
-from fedalign.federation.exposure import Exposure, most_rounds_at_worst
-from fedalign.federation.sampling import Sampler
-from fedalign.methods.base import Phase
-from fedalign.privacy.calibration import noise_multiplier_for
+from fedalign.federation.exposure import Exposure
+from fedalign.federation.noise_goal import Goal, noise_for
+from fedalign.federation.shared_units import components, parts_of
 from fedalign.privacy.events import Event, PoissonGaussianEvent
 from fedalign.privacy.ledger import Entry, Ledger, Relation, Unit, check_delta, default_delta
 from fedalign.privacy.mechanism import Gaussian
@@ -30,6 +28,9 @@ _ROUNDING = 1e-9
 class Account:
     """Plans, calibrates and charges; everything that is charged is written down before it is done.
 
+    Phases that no unit is in both of spend the budget side by side, each all of it; others share it, at one noise
+    multiplier.
+
     Parameters
     ----------
     privacy : Protection
@@ -42,6 +43,12 @@ class Account:
         How many metrics are released each time.
     journal : Path or None
         File that holds the newest state of the ledger.
+    clients : int or None
+        Training clients of the whole run, which delta is held against; None takes the first phase's.
+
+    Attributes
+    ----------
+    noise_multipliers : dict from phase name to float
     """
 
     def __init__(
@@ -51,18 +58,21 @@ class Account:
         evaluations: int,
         metrics: int,
         journal: Path | None,
+        clients: int | None = None,
     ) -> None:
         self.privacy, self.exposures = privacy, {exposure.name: exposure for exposure in exposures}
         self._evaluations, self._metrics, self._journal = evaluations, metrics, journal
-        clients = exposures[0].sampling.population if exposures else 1
+        if clients is None:
+            clients = exposures[0].sampling.population if exposures else 1
         self.unit = Unit.CLIENT if privacy.local is None else Unit(privacy.local.unit)
         fixed = privacy.mechanism is not None and any(self._amplified_fixed(e) for e in exposures)
         self.relation = Relation.REPLACE_ONE if fixed else Relation.ADD_OR_REMOVE
         self.delta = self._delta(clients)
-        self.ledger = self._fresh()
-        self.noise_multiplier = self._noise_multiplier()
+        self._parts = parts_of(exposures)
+        self.ledger = self._declared(Ledger(self.unit, self.relation, self.delta))
+        self.noise_multipliers = self._noise_multipliers()
         budget = privacy.epsilon
-        self._fits = budget is None or self._fresh_epsilon() <= budget * (1 + _ROUNDING)
+        self._fits = budget is None or self.ledger.epsilon(self.plan()) <= budget * (1 + _ROUNDING)
 
     def affords(self, name: str, cohort: Sequence[str]) -> bool:
         """Tell whether a round of a phase keeps within the budget."""
@@ -100,7 +110,7 @@ class Account:
         Raises
         ------
         UserError
-            If the run promised something else, as with another number of clients.
+            If the run promised something else, as with another number of clients, or other clients in a stage.
         """
         written = self._read() if self.privacy.randomness.secret else None
         restored = Ledger.from_json(facts if written is None else written)
@@ -110,30 +120,32 @@ class Account:
                 f"the run has spent its budget on {was[0]}s under {was[1]} at delta={was[2]:.3g}, and would go on with "
                 f"{now[0]}s under {now[1]} at delta={now[2]:.3g}; resume it with the clients that it was started with"
             )
-        self.ledger = restored
+        self.ledger = self._declared(restored)
         return written is not None and written != facts
 
     def amplified(self, name: str) -> bool:
         """Tell whether it is counted on that nobody knows who is in a phase's cohorts."""
         return self._amplified(self.exposures[name])
 
-    def plan(self, noise_multiplier: float) -> list[Entry]:
+    def plan(self) -> list[Entry]:
         """Return everything that the run means to release."""
-        entries = [self._entry(e.name, noise_multiplier, self._planned(e)) for e in self.exposures.values()]
+        return self._plan(self.exposures.values(), self.noise_multipliers)
+
+    def _plan(self, exposures: Iterable[Exposure], noise_multipliers: Mapping[str, float]) -> list[Entry]:
+        entries = [self._entry(e, noise_multipliers[e.name], self._planned(e)) for e in exposures]
         event = self._metrics_event()
         if event is not None:
             entries.append(Entry(METRICS, event, self._evaluations, None))
         return entries
 
-    def _entry(self, name: str, noise_multiplier: float, rounds: int) -> Entry:
-        exposure = self.exposures[name]
+    def _entry(self, exposure: Exposure, noise_multiplier: float, rounds: int) -> Entry:
+        name, members = exposure.name, None if exposure.part is None else exposure.part.name
         if self.privacy.local is not None:
             event: Event = PoissonGaussianEvent(self.privacy.local.rate, noise_multiplier)
-            return Entry(name, event, rounds * exposure.steps, None)
+            return Entry(name, event, rounds * exposure.steps, members)
         assert self.privacy.mechanism is not None
-        return Entry(
-            name, self.privacy.mechanism.event(noise_multiplier, exposure.sampling, exposure.size), rounds, None
-        )
+        event = self.privacy.mechanism.event(noise_multiplier, exposure.sampling, exposure.size)
+        return Entry(name, event, rounds, members)
 
     def _metrics_event(self) -> Event | None:
         release = self.privacy.metrics
@@ -155,8 +167,19 @@ class Account:
 
     def _record(self, ledger: Ledger, name: str, cohort: Sequence[str]) -> None:
         """Write a round down: for all where its event counts that they may not be in it, else for those who are."""
-        entry = self._entry(name, self.noise_multiplier, 1)
-        ledger.record(entry, ids=None if self._amplified(self.exposures[name]) else cohort)
+        exposure = self.exposures[name]
+        entry = self._entry(exposure, self.noise_multipliers[name], 1)
+        if self._amplified(exposure):
+            ledger.record(entry)
+        else:
+            ledger.record(replace(entry, members=None), ids=self._units_of(exposure, cohort))
+
+    def _units_of(self, exposure: Exposure, cohort: Sequence[str]) -> list[str]:
+        """Return the units in a cohort: the clients, or what stands for the units that one holds for each stage."""
+        if self.unit is Unit.CLIENT or not self._parts:
+            return list(cohort)
+        stages = sorted(self._parts) if exposure.part is None else [exposure.part.name]
+        return [f"{stage}/{client}" for stage in stages for client in cohort]
 
     def _keeps_within(self, ledger: Ledger, more: Sequence[Entry]) -> bool:
         """Tell whether a ledger and what comes on top keep within the budget; cheap as long as all goes as planned."""
@@ -182,7 +205,8 @@ class Account:
 
     def _planned_count(self, name: str) -> int:
         """Return how many releases of a phase are planned to happen to a unit, at most."""
-        return self._entry(name, self.noise_multiplier, self._planned(self.exposures[name])).count
+        exposure = self.exposures[name]
+        return self._entry(exposure, self.noise_multipliers[name], self._planned(exposure)).count
 
     def _delta(self, clients: int) -> float:
         given = self.privacy.delta
@@ -198,26 +222,36 @@ class Account:
         check_delta(given, clients)
         return given
 
-    def _noise_multiplier(self) -> float:
-        if self.privacy.noise_multiplier is not None:
-            return self.privacy.noise_multiplier
+    def _noise_multipliers(self) -> dict[str, float]:
+        given = self.privacy.noise_multiplier
+        if given is not None:
+            return dict.fromkeys(self.exposures, given)
+        return {e.name: noise for group in components(self.exposures.values()) for e, noise in self._chosen(group)}
+
+    def _chosen(self, group: Sequence[Exposure]) -> list[tuple[Exposure, float]]:
+        """Return phases that share units with the noise multiplier at which they keep within the budget together."""
         assert self.privacy.epsilon is not None
-        entries = tuple(self.plan(1.0))
-        goal = _Goal(self.privacy.epsilon, self.unit, self.relation, self.delta, entries, self.plan)
-        return _noise_for(goal)
 
-    def _fresh(self) -> Ledger:
-        return Ledger(self.unit, self.relation, self.delta)
+        def plan(noise_multiplier: float) -> list[Entry]:
+            return self._plan(group, dict.fromkeys(self.exposures, noise_multiplier))
 
-    def _fresh_epsilon(self) -> float:
-        return self._fresh().epsilon(self.plan(self.noise_multiplier))
+        sets = tuple((name, part.units) for name, part in sorted(parts_of(group).items()))
+        goal = Goal(self.privacy.epsilon, self.unit, self.relation, self.delta, sets, tuple(plan(1.0)), plan)
+        noise = noise_for(goal)
+        return [(exposure, noise) for exposure in group]
+
+    def _declared(self, ledger: Ledger) -> Ledger:
+        """Return a ledger that knows who is in which part."""
+        for name, part in self._parts.items():
+            ledger.declare(name, part.units)
+        return ledger
 
     def _write(self) -> None:
         if self._journal is not None:
             self._journal.parent.mkdir(parents=True, exist_ok=True)
             fresh = self._journal.with_suffix(".new")
             with fresh.open("w") as opened:
-                json.dump(self.ledger.to_json(), opened)
+                opened.write(json.dumps(self.ledger.to_json()))
                 opened.flush()
                 os.fsync(opened.fileno())
             fresh.rename(self._journal)
@@ -227,53 +261,6 @@ class Account:
             return None
         content: dict[str, Any] = json.loads(self._journal.read_text())
         return content
-
-
-@dataclass(frozen=True)
-class _Goal:
-    """What noise is sought for; two goals are one if they plan the same releases at the same noise."""
-
-    epsilon: float
-    unit: Unit
-    relation: Relation
-    delta: float
-    entries: tuple[Entry, ...]
-    plan: Callable[[float], list[Entry]] = field(compare=False)
-
-
-@functools.lru_cache(maxsize=32)
-def _noise_for(goal: _Goal) -> float:
-    """Return the noise multiplier for a goal; a run asks for it before it starts, and again when it does."""
-
-    def fresh() -> Ledger:
-        return Ledger(goal.unit, goal.relation, goal.delta)
-
-    return noise_multiplier_for(goal.epsilon, goal.plan, fresh)
-
-
-def local_noise_multiplier(privacy: Protection, sampler: Sampler, phases: Sequence[Phase[Any]]) -> float:
-    """Return the noise multiplier of DP-SGD on clients; it follows from the configuration alone.
-
-    Parameters
-    ----------
-    privacy : Protection
-        One with ``local``.
-    sampler : Sampler
-    phases : sequence of Phase
-        Those that train.
-
-    Raises
-    ------
-    UserError
-        If delta is not set, or no noise keeps within the budget.
-    """
-    exposures = [
-        Exposure(
-            p.name, p.rounds, Sampling(Scheme.EVERYONE, 1, 1.0), 0, p.local_steps, most_rounds_at_worst(p, sampler)
-        )
-        for p in phases
-    ]
-    return Account(privacy, exposures, 0, 0, None).noise_multiplier
 
 
 def finite(value: float) -> float | None:

@@ -46,7 +46,8 @@ class CanaryData(FederatedData):
     @property
     def clients(self) -> Sequence[ClientInfo]:
         """The run's own clients and the canaries."""
-        canaries = [ClientInfo(name, Role.TRAIN) for name in self._canaries.names]
+        stages = self._canaries.stages_of
+        canaries = [ClientInfo(name, Role.TRAIN, stages(number)) for name, number in self._numbers.items()]
         return sorted([*self._inner.clients, *canaries], key=lambda client: client.role is not Role.TRAIN)
 
     def shard(self, client: str) -> Any:
@@ -69,7 +70,7 @@ class CanaryPhase(Phase[Any]):
     def __init__(self, inner: Phase[Any], canaries: Canaries, clip: ClientLevel) -> None:
         self._inner, self._canaries, self._clip = inner, canaries, clip
         self.name, self.rounds, self.needs, self.diagnostic = inner.name, inner.rounds, inner.needs, inner.diagnostic
-        self.participation = inner.participation
+        self.participation, self.stage, self.evaluated = inner.participation, inner.stage, inner.evaluated
         self.local_units, self.local_steps = inner.local_units, inner.local_steps
 
     def check(self, shard: Any) -> None:
@@ -77,9 +78,21 @@ class CanaryPhase(Phase[Any]):
         if not isinstance(shard, Canary):
             self._inner.check(shard)
 
+    def users(self, shard: Any) -> Sequence[str]:
+        """Return the phase's users; a canary is nobody's."""
+        return () if isinstance(shard, Canary) else self._inner.users(shard)
+
+    def examples(self, shard: Any) -> Sequence[str]:
+        """Return the phase's examples; a canary has none."""
+        return () if isinstance(shard, Canary) else self._inner.examples(shard)
+
     def initial(self, streams: Streams, artefacts: Artefacts) -> State:
         """Return the phase's initial state."""
         return self._inner.initial(streams, artefacts)
+
+    def broadcast(self, state: State) -> State:
+        """Return what the phase sends of its state."""
+        return self._inner.broadcast(state)
 
     def template(self, state: State) -> Template | None:
         """Return the phase's template."""
@@ -123,7 +136,10 @@ def with_canaries(site: Site, canaries: Canaries) -> Site:
 
 
 class OneClient(FederatedData):
-    """A run's first training client alone: what is released of it is its own upload, as its server sees it."""
+    """One training client alone: what is released of it is its own upload, as its server sees it.
+
+    It is the first by name of those that hold the most stages.
+    """
 
     def __init__(self, inner: FederatedData) -> None:
         self._inner = inner
@@ -132,7 +148,8 @@ class OneClient(FederatedData):
     @property
     def clients(self) -> Sequence[ClientInfo]:
         """The one client."""
-        return [min((c for c in self._inner.clients if c.role is Role.TRAIN), key=lambda client: client.name)]
+        training = [client for client in self._inner.clients if client.role is Role.TRAIN]
+        return [min(training, key=lambda client: (bool(client.stages), -len(client.stages), client.name))]
 
     def shard(self, client: str) -> Any:
         """Return its shard."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedalign.contribution import Contribution, State
 from fedalign.errors import UserError
@@ -36,6 +37,7 @@ class ScoringCustodian(Custodian):
     def __init__(self, privacy: Protection, open_account: OpenAccount, seed: int) -> None:
         super().__init__(privacy, (), open_account, seed)
         self._seen: dict[str, Vector] = {}
+        self._stages: dict[str, str | None] = {}
         self._releases: Counter[str] = Counter()
 
     def release(
@@ -48,12 +50,13 @@ class ScoringCustodian(Custodian):
         vector = template.flatten(released)
         if clip is not None:
             vector = vector * template.scales(clip.scales) / bound
+        self._stages[phase.name] = phase.stage
         self._seen[phase.name] = self._seen.get(phase.name, np.zeros_like(vector)) + vector
         self._releases[phase.name] += 1
         return released
 
     def scores(self, canaries: Canaries) -> CanaryScores:
-        """Return inner products of the canaries' directions with the released sums, over all phases.
+        """Return inner products of the canaries' directions with the released sums, over all phases that they are in.
 
         Canary clients' are in units of what an included one is expected to add if it is clipped: it scores about 1, and
         a held-out one 0, or -1 if it is opposed. Canary units' are cosines, since only the optimiser knows how long
@@ -66,9 +69,10 @@ class ScoringCustodian(Custodian):
         """
         if not self._seen:
             raise UserError("audit: the run released nothing; raise federation.rounds or the budget")
-        weights = self._matched() if self.privacy.local is None else self._normalised()
-        parts = [weight * self._inner_products(canaries, name) for name, weight in weights.items()]
-        scores = np.sum(parts, axis=0)
+        within = np.stack([canaries.within(self._stages[name]) for name in self._seen])
+        weights = self._matched(within) if self.privacy.local is None else self._normalised(within)
+        products = np.stack([self._inner_products(canaries, name) for name in self._seen])
+        scores = (weights * products).sum(axis=0)
         return CanaryScores(scores[canaries.included], scores[~canaries.included], fair_coins=True)
 
     def _inner_products(self, canaries: Canaries, phase: str) -> Floats:
@@ -77,21 +81,32 @@ class ScoringCustodian(Custodian):
         directions = (canaries.direction(number, phase, len(seen)) for number in range(canaries.count))
         return np.concatenate([inner_products(direction[None], seen) for direction in directions])
 
-    def _matched(self) -> dict[str, float]:
+    def _matched(self, within: NDArray[np.bool_]) -> Floats:
         """Weigh phases as a matched filter does, by public numbers: what a canary adds over the variance of the rest.
 
         The rest is the noise, and the other clients, whose vectors are as long as a canary's at most.
+
+        Parameters
+        ----------
+        within : bool array, shape (phases, canaries)
+            Which canaries take part in which phase.
+
+        Returns
+        -------
+        float array, shape (phases, canaries)
         """
         assert self.account is not None
-        expected, weights = {}, {}
-        for name, vector in self._seen.items():
+        weights, expected = np.zeros(within.shape), np.zeros(within.shape)
+        for row, (name, vector) in enumerate(self._seen.items()):
             sampling, releases = self.account.exposures[name].sampling, self._releases[name]
-            expected[name] = releases * sampling.rate
-            others = sampling.population * expected[name] ** 2 / len(vector)
-            weights[name] = expected[name] / (releases * self.account.noise_multiplier**2 + others)
-        sum_expected = sum(weights[name] * expected[name] for name in weights)
-        return {name: weight / sum_expected for name, weight in weights.items()}
+            adds = releases * sampling.rate
+            others = sampling.population * adds**2 / len(vector)
+            weights[row] = within[row] * adds / (releases * self.account.noise_multipliers[name] ** 2 + others)
+            expected[row] = adds
+        # What a canary scores that no released phase had is nothing.
+        sum_expected = (weights * expected).sum(axis=0)
+        return weights / np.where(sum_expected > 0, sum_expected, 1.0)
 
-    def _normalised(self) -> dict[str, float]:
-        lengths = {name: float(np.linalg.norm(vector)) for name, vector in self._seen.items()}
-        return {name: 1 / length if length else 0.0 for name, length in lengths.items()}
+    def _normalised(self, within: NDArray[np.bool_]) -> Floats:
+        lengths = np.array([float(np.linalg.norm(vector)) for vector in self._seen.values()])
+        return within / np.where(lengths > 0, lengths, np.inf)[:, None]

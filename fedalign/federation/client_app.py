@@ -63,8 +63,8 @@ def make_client_app(open_site: OpenSite, state_path: Path | None = None) -> Clie
     @app.query("describe")
     def describe(message: Message, context: Context) -> Message:
         site, _ = site_of(message, context)
-        hosted = [(info.name, info.role.value) for info in _hosted(site, context)]
-        site.check(name for name, _ in hosted)
+        hosted = [(info.name, info.role.value, info.stages) for info in _hosted(site, context)]
+        site.check(name for name, _, _ in hosted)
         record = ConfigRecord({"clients": json.dumps(hosted)})
         return _reply(message, RecordDict({REPORT: record}))
 

@@ -22,7 +22,7 @@ from fedalign.federation.directory import ClientDirectory, discover
 from fedalign.federation.metric_values import means_by_group, means_of_all
 from fedalign.federation.node_memories import NodeMemories
 from fedalign.federation.observer import Observer, PhasePlan, RoundReport
-from fedalign.federation.records import decode_tensors, encode_tensors, payload_bytes
+from fedalign.federation.records import decode_tensors, encode_tensors
 from fedalign.federation.sampling import Sampler
 from fedalign.federation.secure.coordinator import SecureSumAborted
 from fedalign.federation.server_optimizer import ServerOptimizerSpec
@@ -142,11 +142,12 @@ class Conductor:
         RunFailed
             If nodes do not come, or all clients of a round fail.
         UserError
-            If the run is to be resumed and its checkpoint cannot be used.
+            If the run is to be resumed and its checkpoint cannot be used, or nobody can train a phase.
         """
         job, settings = self.job, self.job.federation
         start = Checkpoint.load(job.checkpoints, NEWEST, job.method) if job.resume else None
         directory = discover(self.grid, job.config, job.nodes, settings.node_timeout)
+        directory.check(job.phases, settings.sampler)
         job.custody.begin(directory)
         if start is not None:
             job.custody.restore(start.privacy, start.noise)
@@ -236,15 +237,14 @@ class Conductor:
             updated, strategy.train_sums = None, []
             self._given_up(strategy, number, error)
         seconds, tally = time.perf_counter() - began, strategy.tally
-        down = payload_bytes(state) * tally.asked
         self._count(
             rounds=1, client_updates=tally.updates, update_s=tally.seconds, train_s=seconds,
-            down_bytes=down, up_bytes=tally.sent_bytes,
+            down_bytes=tally.received_bytes, up_bytes=tally.sent_bytes,
         )  # fmt: skip
         metrics = self._finish(strategy, strategy.train_sums, {}, "train", number)
         facts = {
             "cohort": tally.asked, "clients_failed": tally.failed, "train_seconds": seconds,
-            "down_bytes": down, "up_bytes": tally.sent_bytes,
+            "down_bytes": tally.received_bytes, "up_bytes": tally.sent_bytes,
         }  # fmt: skip
         name = strategy.phase.name
         metrics += [Metric(name, number, "server", None, key, float(value), 1.0) for key, value in facts.items()]
@@ -265,7 +265,7 @@ class Conductor:
         except SecureSumAborted as error:
             _log.warning("evaluation after round %d of phase %s is given up: %s", number, strategy.phase.name, error)
             strategy.evaluation_sums, strategy.evaluation_tensors = [], {}
-        self._count(down_bytes=payload_bytes(state) * strategy.tally.asked, up_bytes=strategy.tally.sent_bytes)
+        self._count(down_bytes=strategy.tally.received_bytes, up_bytes=strategy.tally.sent_bytes)
         ends = last and strategy.index == len(self.job.phases) - 1
         metrics = self._finish(
             strategy, strategy.evaluation_sums, strategy.evaluation_tensors, "test" if ends else "eval", number

@@ -79,7 +79,7 @@ class Custodian(Custody):
 
     def training_terms(self, phase: Phase[Any], state: State, cohort: Sequence[str]) -> Terms:
         """Return the bound, and what clients must know of the noise and of the sum."""
-        noise = self.account.noise_multiplier if self.account is not None else 0.0
+        noise = self.account.noise_multipliers[phase.name] if self.account is not None else 0.0
         size = self._template(phase, state).size + len(self._extras) if self._code is not None else 0
         # How many were drawn is told only where a secure sum needs it: a random number of clients is a secret too.
         asked = len(cohort) if self._code is not None else 0
@@ -262,7 +262,7 @@ class Custodian(Custody):
         """Return the vector with noise, all of it scaled to the bound that this round clipped with."""
         mechanism, account, clip = self.privacy.mechanism, self.account, self.privacy.clip
         assert mechanism is not None and account is not None and clip is not None
-        bound, noise = self._bound(phase), account.noise_multiplier
+        bound, noise = self._bound(phase), account.noise_multipliers[phase]
         source = self.privacy.randomness
         if clip.adaptive is not None:
             expected = self._expected(phase)

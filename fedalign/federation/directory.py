@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
-from fedalign.data.schema import Role
-from fedalign.errors import RunFailed
+from fedalign.data.federated import ClientInfo, Role
+from fedalign.errors import RunFailed, UserError
 from fedalign.federation.messages import DESCRIBE, INSTRUCTION, REPORT, Instruction
+from fedalign.federation.sampling import Sampler
+from fedalign.methods.base import Phase
 
 _POLL_SECONDS = 0.05
 _SETTLE_SECONDS = 3.0
@@ -27,11 +30,49 @@ class ClientDirectory:
     training, unseen : sequence of str
         Sorted by name, so that sampling does not depend on which node answered first.
     node_of : dict from client to node id
+    stages : mapping from client to tuple of str
+        Which parts of its data a client holds; one that is not named, or has no parts, takes part in all stages.
     """
 
     training: Sequence[str]
     unseen: Sequence[str]
-    node_of: dict[str, int]
+    node_of: Mapping[str, int]
+    stages: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, clients: Iterable[ClientInfo], node_of: Mapping[str, int] | None = None) -> ClientDirectory:
+        """Return the directory of some clients, in whatever order they come."""
+        known = sorted(clients, key=lambda client: client.name)
+        training, unseen = ([c.name for c in known if c.role is role] for role in (Role.TRAIN, Role.UNSEEN))
+        return cls(training, unseen, node_of or {}, {c.name: c.stages for c in known if c.stages})
+
+    def training_for(self, stage: str | None) -> list[str]:
+        """Return the training clients that hold what a stage reads; None reads all of everybody's."""
+        return [client for client in self.training if stage is None or stage in (self.stages.get(client) or (stage,))]
+
+    def evaluated_for(self, phase: Phase[Any]) -> list[str]:
+        """Return the clients that a phase is evaluated on: those it may learn from, then the unseen."""
+        training = self.training_for(phase.stage) if Role.TRAIN in phase.evaluated else []
+        return [*training, *(self.unseen if Role.UNSEEN in phase.evaluated else [])]
+
+    def check(self, phases: Sequence[Phase[Any]], sampler: Sampler) -> None:
+        """Refuse phases that nobody can train, or too few for the sampler.
+
+        Raises
+        ------
+        UserError
+            Naming the phase and its stage, or the sampler's setting.
+        """
+        for phase in phases:
+            if not phase.rounds:
+                continue
+            clients = len(self.training_for(phase.stage))
+            if not clients:
+                raise UserError(
+                    f"partition: no training client holds data of stage {phase.stage!r}, which phase {phase.name!r} "
+                    "learns from; give some clients that stage, or leave the phase out of the method"
+                )
+            sampler.check(clients)
 
     def by_node(self, clients: Sequence[str]) -> dict[int, list[str]]:
         """Group clients by the node that hosts them, keeping their order."""
@@ -83,18 +124,18 @@ def discover(grid: Grid, config: str, expected: int, timeout: float) -> ClientDi
     messages = [grid.create_message(content, DESCRIBE, node, "describe") for node in nodes]
     replies = list(grid.send_and_receive(messages, timeout=timeout))
     node_of: dict[str, int] = {}
-    roles: dict[str, Role] = {}
+    clients: list[ClientInfo] = []
     for reply in replies:
         if reply.has_error():
             raise RunFailed(f"node {reply.metadata.src_node_id} cannot start: {reply.error.reason}")
-        for name, role in json.loads(str(reply.content.config_records[REPORT]["clients"])):
+        for name, role, stages in json.loads(str(reply.content.config_records[REPORT]["clients"])):
             if name in node_of:
                 raise RunFailed(f"client {name} is on two nodes; give each node its own partition or data")
-            node_of[name], roles[name] = reply.metadata.src_node_id, Role(role)
+            node_of[name] = reply.metadata.src_node_id
+            clients.append(ClientInfo(name, Role(role), tuple(stages)))
     if len(replies) < len(nodes):
         raise RunFailed(f"{len(replies)} of {len(nodes)} nodes described themselves within {timeout:g} s")
-    training = sorted(name for name, role in roles.items() if role is Role.TRAIN)
-    unseen = sorted(name for name, role in roles.items() if role is Role.UNSEEN)
-    if not training:
+    directory = ClientDirectory.of(clients, node_of)
+    if not directory.training:
         raise RunFailed("no node hosts a training client; check the partition's training groups")
-    return ClientDirectory(training, unseen, node_of)
+    return directory

@@ -1,4 +1,4 @@
-"""What a phase asks of a privacy budget: how often it may see a client, and how its cohorts come about."""
+"""What a phase asks of a privacy budget: whose data it may see, how often, and how its cohorts come about."""
 
 from __future__ import annotations
 
@@ -16,6 +16,22 @@ from fedalign.rng import Streams
 
 
 @dataclass(frozen=True)
+class Part:
+    """The units whose data a phase reads, where these are not all.
+
+    Parameters
+    ----------
+    name : str
+        The stage.
+    units : frozenset of str
+        Clients where these are the units; else the stage itself, which stands for units that the server does not know.
+    """
+
+    name: str
+    units: frozenset[str]
+
+
+@dataclass(frozen=True)
 class Exposure:
     """What a phase asks of the budget.
 
@@ -30,6 +46,8 @@ class Exposure:
         Gradient steps of a client in a round.
     most : int
         Rounds that any one client takes part in, at most.
+    part : Part or None
+        Whose data the phase reads; None where it may read anybody's.
     """
 
     name: str
@@ -38,25 +56,59 @@ class Exposure:
     size: int
     steps: int
     most: int
+    part: Part | None = None
 
 
 def exposure_of(
-    phase: Phase[Any], size: int, sampler: Sampler, clients: Sequence[str], seed: int, privacy: Protection
+    phase: Phase[Any],
+    size: int,
+    sampler: Sampler,
+    clients: Sequence[str],
+    seed: int,
+    privacy: Protection,
+    disjoint: bool = False,
 ) -> Exposure:
     """Return what a phase asks of the budget, whatever is drawn.
 
     In a secure sum clients see who their neighbours are, so a cohort is no secret that could amplify.
+
+    Parameters
+    ----------
+    phase : Phase
+    size : int
+        Numbers in a contribution.
+    sampler : Sampler
+    clients : sequence of str
+        The training clients that the phase learns from.
+    seed : int
+        Of the run.
+    privacy : Protection
+    disjoint : bool
+        Whether within a client no unit's data are read by two stages.
     """
     number = len(clients)
-    if phase.participation is Participation.ALL:
-        sampling, most = Sampling(Scheme.EVERYONE, number, float(number)), phase.rounds
-    elif phase.local_steps:
-        sampling, most = sampler.describe(number), most_rounds_at_worst(phase, sampler)
-    else:
-        sampling, most = sampler.describe(number), most_rounds(phase, sampler, clients, seed)
+    everyone = phase.participation is Participation.ALL
+    sampling = Sampling(Scheme.EVERYONE, number, float(number)) if everyone else sampler.describe(number)
     if privacy.secure is not None and sampling.scheme in (Scheme.POISSON, Scheme.FIXED_SIZE):
         sampling = replace(sampling, scheme=Scheme.KNOWN)
-    return Exposure(phase.name, phase.rounds, sampling, size, phase.local_steps, most)
+    if everyone or (privacy.mechanism is not None and privacy.mechanism.amplified(sampling)):
+        # Who is in a secret cohort is drawn afresh, so nothing less can be known ahead.
+        most = phase.rounds
+    elif phase.local_steps:
+        most = most_rounds_at_worst(phase, sampler)
+    else:
+        most = most_rounds(phase, sampler, clients, seed)
+    part = part_of(phase, clients, privacy, disjoint)
+    return Exposure(phase.name, phase.rounds, sampling, size, phase.local_steps, most, part)
+
+
+def part_of(phase: Phase[Any], clients: Sequence[str], privacy: Protection, disjoint: bool) -> Part | None:
+    """Return whose data a phase reads; see :func:`exposure_of`."""
+    if phase.stage is None:
+        return None
+    if privacy.local is None:
+        return Part(phase.stage, frozenset(clients))
+    return Part(phase.stage, frozenset({phase.stage})) if disjoint else None
 
 
 def most_rounds(phase: Phase[Any], sampler: Sampler, clients: Sequence[str], seed: int) -> int:
@@ -70,4 +122,6 @@ def most_rounds(phase: Phase[Any], sampler: Sampler, clients: Sequence[str], see
 
 def most_rounds_at_worst(phase: Phase[Any], sampler: Sampler) -> int:
     """Return in how many rounds any client can take part, whoever and however many there are."""
+    if phase.participation is Participation.ALL:
+        return phase.rounds
     return most_participations(phase.rounds, sampler.describe(1).separation)

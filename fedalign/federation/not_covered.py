@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fedalign.federation.account import Account
+from fedalign.federation.shared_units import composition_of
 from fedalign.privacy.ledger import Unit
 from fedalign.privacy.metric_release import OpenMetrics
 from fedalign.privacy.protection import Protection
@@ -56,11 +57,25 @@ def _kept(privacy: Protection, account: Account | None) -> Iterator[str]:
         yield "anything, from whoever knows the run's seed: the noise follows from it"
 
 
+def _apart(account: Account) -> Iterator[str]:
+    """Yield what is taken for granted where stages spend the budget side by side."""
+    if composition_of(list(account.exposures.values())) == "sequential":
+        return
+    if account.unit is Unit.CLIENT:
+        yield "which client holds data for which stage: it is taken as public, and as settled without the data"
+    else:
+        yield (
+            f"the same {account.unit} under another name in another stage: nodes refuse names that are in two stages, "
+            "and the noise is chosen for each stage by itself"
+        )
+
+
 def _assumed(privacy: Protection, account: Account) -> Iterator[str]:
     """Yield what is taken as public, or for granted."""
     counted = "the number of training clients" if account.unit is Unit.CLIENT else "how much data a client holds"
     yield f"{counted}: it is taken as public"
     yield "which questions a survey asks: they are taken as public"
+    yield from _apart(account)
     yield _ELSEWHERE[account.unit]
     yield "what the initial model, its tokenizer and the encoder have learnt before the run"
     if privacy.mechanism is None:

@@ -14,9 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fedalign.data.federated import FederatedData
+from fedalign.errors import UserError
 from fedalign.federation.records import decode_tensors, encode_tensors
 from fedalign.methods.base import Phase
 from fedalign.privacy.base import NoPrivacy, Privacy
+from fedalign.privacy.local import Unit
+from fedalign.privacy.protection import Protection
 
 _KEPT = 2
 
@@ -37,6 +40,8 @@ class Site:
         What a client does to its contribution before it leaves.
     metrics : sequence of str
         What is told of an evaluation where metrics are summed.
+    disjoint : bool
+        Whether the partition says that no unit's data are read by two stages.
     """
 
     seed: int
@@ -45,18 +50,46 @@ class Site:
     data: FederatedData
     privacy: Privacy = field(default_factory=NoPrivacy)
     metrics: Sequence[str] = ()
+    disjoint: bool = False
 
     def check(self, clients: Iterable[str]) -> None:
-        """Refuse clients whose data a phase cannot work on.
+        """Refuse clients whose data a phase cannot work on, or whose stages share what noise protects once.
 
         Raises
         ------
         UserError
             Naming the client's trouble and the fix.
         """
+        local = self.privacy.local if isinstance(self.privacy, Protection) else None
         for client in clients:
+            shard = self.data.shard(client)
             for phase in self.phases:
-                phase.check(self.data.shard(client))
+                phase.check(shard)
+            if local is not None and self.disjoint:
+                check_apart(self.phases, local.unit, client, shard)
+
+
+def check_apart(phases: Sequence[Phase[Any]], unit: Unit, client: str, shard: Any) -> None:
+    """Refuse a shard in which two stages read the same unit, though the partition says that none do.
+
+    Raises
+    ------
+    UserError
+        Naming the unit and two of the stages.
+    """
+    seen: dict[str, str] = {}
+    for phase in phases:
+        # What is only evaluated is not trained on.
+        if phase.stage is None or not phase.rounds:
+            continue
+        for name in phase.users(shard) if unit == "user" else phase.examples(shard):
+            stage = seen.setdefault(name, phase.stage)
+            if stage != phase.stage:
+                raise UserError(
+                    f"partition: the {unit} {name!r} of client {client!r} is in the stages {stage!r} and "
+                    f"{phase.stage!r}, and the noise is chosen as if no {unit} were in two; keep stages apart, or "
+                    "choose a partition that does not promise it"
+                )
 
 
 class OpenSite(Protocol):

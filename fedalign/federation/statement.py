@@ -7,6 +7,7 @@ from typing import Any
 
 from fedalign.federation.account import Account, finite
 from fedalign.federation.not_covered import not_covered
+from fedalign.federation.shared_units import composition_of
 from fedalign.privacy.ledger import Relation, Unit
 from fedalign.privacy.metric_release import OpenMetrics
 from fedalign.privacy.protection import Protection
@@ -63,13 +64,15 @@ def _spent(privacy: Protection, account: Account) -> dict[str, Any]:
         "sampling": "poisson" if local is not None else None if main is None else str(main.sampling.scheme),
         "sampling_rate": local.rate if local is not None else None if main is None else main.sampling.rate,
         "sampling_by_phase": {e.name: str(e.sampling.scheme) for e in account.exposures.values()},
-        "noise_multiplier": account.noise_multiplier,
+        "noise_multiplier": min(account.noise_multipliers.values(), default=None),
+        "noise_multipliers": dict(account.noise_multipliers),
         "releases": ledger.releases,
         "epsilon": finite(ledger.epsilon()),
         "delta": account.delta,
         "budget": privacy.epsilon,
         "epsilon_rdp": finite(ledger.epsilon_rdp()),
         "epsilon_by_phase": {name: finite(value) for name, value in ledger.by_phase().items()},
+        "composition": composition_of(list(account.exposures.values())),
     }
 
 

@@ -13,12 +13,12 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from fedalign.contribution import Contribution, total
+from fedalign.contribution import Contribution, State, total
 from fedalign.errors import RunFailed
 from fedalign.federation.custody import Custody, NoCustody
 from fedalign.federation.directory import ClientDirectory
 from fedalign.federation.messages import EVALUATE, INSTRUCTION, STATE, TRAIN, Instruction, NodeReport, Terms
-from fedalign.federation.records import decode_contribution, decode_tensors, encode_tensors
+from fedalign.federation.records import decode_contribution, decode_tensors, encode_tensors, payload_bytes
 from fedalign.federation.sampling import Sampler
 from fedalign.federation.server_optimizer import Stepper
 from fedalign.methods.base import Needs, Participation, Phase
@@ -43,6 +43,8 @@ class Tally:
         Time spent in the phase's code, summed over clients.
     sent_bytes : int
         Size of the contributions, client by client.
+    received_bytes : int
+        Size of the states that went out, client by client.
     reasons : list of str
         Why clients did not contribute, where they said.
     """
@@ -51,6 +53,7 @@ class Tally:
     updates: int = 0
     seconds: float = 0.0
     sent_bytes: int = 0
+    received_bytes: int = 0
     reasons: list[str] = field(default_factory=list)
 
     @property
@@ -97,6 +100,7 @@ class SumStrategy(Strategy):
         self.train_sums: list[MetricSum] = []
         self.evaluation_sums: list[MetricSum] = []
         self.evaluation_tensors: Mapping[str, Tensor] = {}
+        self._training = directory.training_for(phase.stage)
         self._arrays = ArrayRecord()
         self._terms = Terms()
         self._cohort: tuple[int, list[str]] = (0, [])
@@ -104,7 +108,7 @@ class SumStrategy(Strategy):
 
     def summary(self) -> None:
         """Log what the strategy runs."""
-        _log.info("phase %s: %d training clients", self.phase.name, len(self.directory.training))
+        _log.info("phase %s: %d training clients", self.phase.name, len(self._training))
 
     def cohort(self, server_round: int) -> list[str]:
         """Return the clients of a round; a function of seed, phase and round, unless the cohort is to be a secret."""
@@ -114,20 +118,20 @@ class SumStrategy(Strategy):
 
     def _draw(self, server_round: int) -> list[str]:
         if self.phase.participation is Participation.ALL:
-            return list(self.directory.training)
+            return list(self._training)
         generator = self.custody.cohort_generator(Streams(self.seed, self.phase.name, server_round))
-        return self.sampler.sample(self.directory.training, generator, server_round)
+        return self.sampler.sample(self._training, generator, server_round)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Address the cohort of a round; one message a node, or one a client where replies are needed singly."""
         self._arrays = arrays
-        cohort = self.cohort(server_round)
-        self.tally, self._asked = Tally(asked=len(cohort)), frozenset(cohort)
+        cohort, travels = self.cohort(server_round), self._travels(arrays)
+        self._ask(cohort, travels)
         self.custody.announce(self.phase, cohort)
-        self._terms = self.custody.training_terms(self.phase, decode_tensors(arrays), cohort)
-        return self._address(grid, TRAIN, cohort, arrays, server_round, self.phase.needs is Needs.INDIVIDUAL)
+        self._terms = self.custody.training_terms(self.phase, travels, cohort)
+        return self._address(grid, TRAIN, cohort, travels, server_round, self.phase.needs is Needs.INDIVIDUAL)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -139,14 +143,14 @@ class SumStrategy(Strategy):
         RunFailed
             If clients were asked and none contributed.
         """
-        state = decode_tensors(self._arrays)
-        inspect = functools.partial(self.custody.inspect, self.phase, state, self._terms)
+        state, told = decode_tensors(self._arrays), self._travels(self._arrays)
+        inspect = functools.partial(self.custody.inspect, self.phase, told, self._terms)
         what = f"round {server_round} of phase {self.phase.name}"
         contributions = self._read(replies, what, inspect, self.custody.releases_always)
         self.train_sums = []
         if not contributions and not self.custody.releases_always:
             return self._arrays, None
-        summed = self.custody.release(self.phase, state, server_round, self.cohort(server_round), total(contributions))
+        summed = self.custody.release(self.phase, told, server_round, self.cohort(server_round), total(contributions))
         if self.phase.needs is Needs.INDIVIDUAL:
             state = self.phase.update_each(state, contributions, self.optimizer)
         else:
@@ -157,15 +161,15 @@ class SumStrategy(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
-        """Address every client, training and unseen; nobody where metrics are withheld."""
-        clients = [*self.directory.training, *self.directory.unseen]
-        terms = self.custody.evaluation_terms(self.phase, clients)
-        self.tally, self._asked = Tally(asked=0 if terms is None else len(clients)), frozenset(clients)
+        """Address every client that the phase is evaluated on; nobody where metrics are withheld."""
+        clients, travels = self.directory.evaluated_for(self.phase), self._travels(arrays)
+        terms = self.custody.evaluation_terms(self.phase, clients) if clients else None
+        self._ask([] if terms is None else clients, travels)
         if terms is None:
             return []
         self.custody.announce_evaluation(self.phase)
         self._terms = terms
-        return self._address(grid, EVALUATE, clients, arrays, server_round, single=False)
+        return self._address(grid, EVALUATE, clients, travels, server_round, single=False)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Add the metric sums up.
@@ -184,15 +188,25 @@ class SumStrategy(Strategy):
         self.evaluation_sums, self.evaluation_tensors = decode(summed.scalars), summed.tensors
         return _record(self.evaluation_sums)
 
+    def _travels(self, arrays: ArrayRecord) -> State:
+        """Return what of a state the clients are sent."""
+        return self.phase.broadcast(decode_tensors(arrays))
+
+    def _ask(self, clients: Sequence[str], travels: State) -> None:
+        """Begin to count an exchange."""
+        self.tally = Tally(asked=len(clients), received_bytes=payload_bytes(travels) * len(clients))
+        self._asked = frozenset(clients)
+
     def _address(
         self,
         grid: Grid,
         kind: str,
         clients: Sequence[str],
-        arrays: ArrayRecord,
+        travels: State,
         server_round: int,
         single: bool,
     ) -> list[Message]:
+        arrays = encode_tensors(travels)
         batches = [
             (node, batch)
             for node, hosted in self.directory.by_node(clients).items()

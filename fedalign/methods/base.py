@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 from torch import Tensor
 
 from fedalign.contribution import Contribution, State, mean_delta
-from fedalign.data.federated import Kind
-from fedalign.data.schema import Encoder
+from fedalign.data.federated import Kind, Role
+from fedalign.data.schema import Encoder, Question
 from fedalign.metrics.record import MetricSum
 from fedalign.models.base import ModelSpec
 from fedalign.privacy.local import LocalPrivacy, Unit
@@ -73,6 +73,11 @@ class Phase(ABC, Generic[ShardT]):
         What clients can protect with noise of their own in all that the phase has them send, metrics aside.
     local_steps : int
         Noisy gradient steps that a client takes in a round, if it does.
+    stage : str or None
+        Which part of the clients' data the phase reads: only clients that hold it are asked, training and evaluating
+        alike, and those that are unseen. None reads all of every client.
+    evaluated : frozenset of Role
+        Whose data the phase is evaluated on, where the federation evaluates them at all.
     """
 
     name: str
@@ -82,6 +87,8 @@ class Phase(ABC, Generic[ShardT]):
     diagnostic: bool = False
     local_units: frozenset[Unit] = frozenset()
     local_steps: int = 0
+    stage: str | None = None
+    evaluated: frozenset[Role] = frozenset(Role)
 
     def check(self, shard: ShardT) -> None:
         """Refuse a shard that the phase cannot work on, before the run starts; by default any will do.
@@ -96,6 +103,13 @@ class Phase(ABC, Generic[ShardT]):
         """Return the people, or groups, of a shard that a guarantee for users protects one by one."""
         return ()
 
+    def examples(self, shard: ShardT) -> Sequence[str]:
+        """Return ids of the examples of a shard that the phase reads, which a guarantee for examples protects.
+
+        Asked for only where the partition is said to be disjoint: an id in two stages then refutes it.
+        """
+        return ()
+
     @abstractmethod
     def initial(self, streams: Streams, artefacts: Artefacts) -> State:
         """Return the state before the first round; on the server."""
@@ -103,12 +117,20 @@ class Phase(ABC, Generic[ShardT]):
     def template(self, state: State) -> Template | None:
         """Return what a contribution to a round may hold; by default a delta for every floating tensor of the state.
 
-        None where names depend on what clients hold, as those of single replies do; such a phase can be run neither
+        The state is what `broadcast` leaves of it, so that server and clients find the same. None where names depend on what clients hold, as those of single replies do; such a phase can be run neither
         with noise nor as a secure sum.
         """
         if self.needs is Needs.INDIVIDUAL:
             return None
         return Template.of_deltas({name: t for name, t in state.items() if t.is_floating_point()})
+
+    def broadcast(self, state: State) -> State:
+        """Return what of the state travels to clients, for training and for evaluation; by default all of it.
+
+        What `local` and `evaluate` are given is this, and `update` sees the whole state. A function of the state alone,
+        since it is asked for more than once a round.
+        """
+        return state
 
     @abstractmethod
     def local(self, state: State, shard: ShardT, streams: Streams, memory: Memory) -> Contribution:
@@ -163,6 +185,10 @@ class Setting:
         How many answers each question of a survey offers; empty where that is not known in advance.
     local_privacy : LocalPrivacy or None
         The noise that clients add to their gradients; None is none.
+    private : bool
+        Whether the run is differentially private: with a mechanism, or with local noise. A secure sum alone is not.
+    questions : mapping from question id to Question
+        The texts of what a survey asks; empty where they are not known in advance.
     """
 
     rounds: int
@@ -171,6 +197,8 @@ class Setting:
     encoder: Encoder
     questionnaire: Mapping[str, int] = field(default_factory=dict)
     local_privacy: LocalPrivacy | None = None
+    private: bool = False
+    questions: Mapping[str, Question] = field(default_factory=dict)
 
 
 class Method(ABC):

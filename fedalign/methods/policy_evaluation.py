@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from fedalign.methods.judges import Judge, Verdicts
 from fedalign.methods.policy_writer import PolicyWriter, Written
+from fedalign.metrics.generation import distinct_n
 from fedalign.metrics.record import MetricSum
 from fedalign.rng import Streams
 
@@ -104,7 +104,8 @@ def follow_sums(
     for group, (response, kl) in texts.items():
         yield from _judged(FOLLOW, group, judge.scores(group, prompts, response.texts, other))
         yield MetricSum("policy_kl", group, float(kl.sum()), float(len(prompts)))
-        yield MetricSum("distinct_2", group, sum(map(distinct_pairs, response.texts)), float(len(prompts)))
+        distinct = sum(distinct_n([text], 2) for text in response.texts)
+        yield MetricSum("distinct_2", group, distinct, float(len(prompts)))
         rival = opposed_group(preferences.groups, group)
         if rival is not None:
             verdicts = judge.scores(group, prompts, response.texts, texts[rival][0].texts)
@@ -117,13 +118,6 @@ def opposed_group(means: Mapping[str, Tensor], group: str) -> str | None:
     """Return the group whose mean latent is farthest from ``group``'s; None if there is no other."""
     others = [name for name in sorted(means) if name != group]
     return max(others, key=lambda name: float((means[name] - means[group]).square().sum()), default=None)
-
-
-def distinct_pairs(text: str) -> float:
-    """Return the share of different ones among a text's pairs of neighbouring words; 1 for a text without a pair."""
-    words = text.split()
-    pairs = list(itertools.pairwise(words))
-    return len(set(pairs)) / len(pairs) if pairs else 1.0
 
 
 def _responses(

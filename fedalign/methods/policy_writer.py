@@ -74,7 +74,7 @@ class PolicyWriter:
         model = self.policy.transformer.without_adapter() if reference else contextlib.nullcontext()
         with model:
             new = generate(self.policy, ids, mask, told, max_new_tokens or self._max_new_tokens, temperature, generator)
-        seen = _until_the_end(new, self.policy.end_tokens)
+        seen = until_the_end(new, self.policy.end_tokens)
         tokens = ResponseBatch(
             torch.cat([ids, new], 1), torch.cat([mask, seen], 1), torch.cat([torch.zeros_like(mask), seen], 1)
         )
@@ -114,7 +114,7 @@ def rows_of(tokens: ResponseBatch, index: Tensor) -> ResponseBatch:
     return ResponseBatch(tokens.ids[index][:, span], mask[:, span], tokens.response_mask[index][:, span])
 
 
-def _until_the_end(new: Tensor, ends: Sequence[int]) -> Tensor:
+def until_the_end(new: Tensor, ends: Sequence[int]) -> Tensor:
     """Return 1 for every token up to the first that ends a text, and for that one; int64 of the same shape."""
     is_end = torch.isin(new, torch.tensor(ends, dtype=new.dtype, device=new.device)).long()
     return (is_end.cumsum(1) == is_end).long()

@@ -17,7 +17,9 @@ def generate(
     z: Tensor | None,
     max_new_tokens: int,
     temperature: float,
-    generator: torch.Generator,
+    generator: torch.Generator | None,
+    use_cache: bool = True,
+    draws: Tensor | None = None,
 ) -> Tensor:
     """Continue every prompt until it ends.
 
@@ -36,8 +38,13 @@ def generate(
     max_new_tokens : int
     temperature : float
         Divides the logits; 0 takes the likeliest token and draws nothing.
-    generator : torch.Generator
-        On the CPU, wherever the policy is.
+    generator : torch.Generator or None
+        On the CPU, wherever the policy is; None where ``draws`` are given, or none are needed.
+    use_cache : bool
+        Whether keys and values of tokens are kept. Without, every token costs a pass over the whole text; the tokens
+        are the same.
+    draws : float tensor, shape (B, max_new_tokens), optional
+        Uniform random numbers in place of the generator's: a row's text then depends on its own prompt and row alone.
 
     Returns
     -------
@@ -52,39 +59,44 @@ def generate(
         If prompts are padded on the right, or empty.
     """
     _check(policy, attention_mask, max_new_tokens)
-    draws = None
-    if temperature > 0:
+    if temperature == 0:
+        draws = None
+    elif draws is None:
         draws = torch.rand(len(prompt_ids), max_new_tokens, generator=generator, dtype=torch.float64)
+    if draws is not None:
         draws = draws.to(policy.device)
-    was_training = policy.training
+    # Module by module: in training, only some parts of a policy are in training mode.
+    modes = {module: module.training for module in policy.modules()}
     policy.eval()
     try:
-        return _decode(policy, prompt_ids, attention_mask, z, max_new_tokens, temperature, draws)
+        return _decode(policy, prompt_ids, attention_mask, z, max_new_tokens, temperature, draws, use_cache)
     finally:
-        policy.train(was_training)
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def _decode(
     policy: ConditionalPolicy,
-    step_ids: Tensor,
+    ids: Tensor,
     mask: Tensor,
     z: Tensor | None,
     max_new_tokens: int,
     temperature: float,
     draws: Tensor | None,
+    use_cache: bool,
 ) -> Tensor:
-    ends = torch.tensor(policy.end_tokens, dtype=torch.int64, device=step_ids.device)
-    ended = torch.zeros(len(step_ids), dtype=torch.bool, device=step_ids.device)
+    ends = torch.tensor(policy.end_tokens, dtype=torch.int64, device=ids.device)
+    ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
     cache, tokens = None, []
     for step in range(max_new_tokens):
-        logits, cache = policy.advance(step_ids, mask, z, cache)
+        logits, cache = policy.advance(ids, mask, z, cache, use_cache, last_only=True)
         chosen = _choose(logits[:, -1], temperature, None if draws is None else draws[:, step])
         chosen = chosen.masked_fill(ended, policy.pad_token)
         tokens.append(chosen)
         ended |= torch.isin(chosen, ends)
         if ended.all():
             break
-        step_ids = chosen[:, None]
+        ids = chosen[:, None] if use_cache else torch.cat([ids, chosen[:, None]], 1)
         # Rows that have ended go on unseen; nothing of what they compute is kept.
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
     return torch.stack(tokens, 1)

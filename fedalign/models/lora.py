@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 import inspect
-import itertools
-import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +14,8 @@ from torch import Tensor, nn
 from fedalign.contribution import State
 from fedalign.errors import UserError
 from fedalign.hub import model_folder
-from fedalign.pretrained import Dtype, first_line, load_network
-
-Kind = Literal["causal", "hidden"]
-"""What a transformer gives: logits of the next token, or the hidden states of its last layer."""
+from fedalign.models.lora_base import Kind, adapted, own_modules
+from fedalign.pretrained import Dtype
 
 
 class LoraTransformer(nn.Module):
@@ -48,6 +42,11 @@ class LoraTransformer(nn.Module):
     key : str
         The configuration key of the block that holds these settings, for error messages.
 
+    Attributes
+    ----------
+    can_skip_logits : bool
+        Whether ``logits_to_keep`` is among what the transformer takes: of how many last tokens to give logits.
+
     Raises
     ------
     UserError
@@ -69,14 +68,15 @@ class LoraTransformer(nn.Module):
         super().__init__()
         folder = model_folder(model, f"{key}.model").resolve()
         try:
-            base = _own_modules(_shared_base(folder, kind, dtype, device))
+            base = own_modules(folder, kind, dtype, device)
         except UserError as error:
             raise UserError(f"{key}.{error}") from None
         accepted = inspect.signature(base.forward).parameters
         self._takes_positions = "position_ids" in accepted
+        self.can_skip_logits = "logits_to_keep" in accepted
         self._config = base.config.get_text_config()
         self.generation_config = getattr(base, "generation_config", None)
-        self.adapted = _adapted(base, rank, alpha, dropout, target_modules, key)
+        self.adapted = adapted(base, rank, alpha, dropout, target_modules, key)
         self.train()
 
     @property
@@ -101,6 +101,17 @@ class LoraTransformer(nn.Module):
         found: torch.device = self.adapted.device
         return found
 
+    def freeze_a(self) -> None:
+        """Train the factor B of the adapter alone; A stays as it was drawn (FFA-LoRA, Sun et al. 2024, section 4).
+
+        What the adapter adds to a matrix is then linear in what is trained: the mean of clients' adapters is the
+        adapter of their mean, and noise on B adds to the product and is not multiplied by noise on A. All who train
+        together must hold the same A, which is part of :meth:`adapter`.
+        """
+        for name, tensor in self.named_parameters():
+            if ".lora_A." in name:
+                tensor.requires_grad_(False)
+
     @property
     def embeddings(self) -> nn.Module:
         """The frozen table from token ids to input vectors."""
@@ -117,11 +128,44 @@ class LoraTransformer(nn.Module):
         inputs : Any
             ``input_ids`` or ``inputs_embeds`` and whatever else the transformer takes.
         """
-        if self._takes_positions:
-            new = (inputs["input_ids"] if "input_ids" in inputs else inputs["inputs_embeds"]).shape[1]
-            # Counted over real tokens, so that padding on the left does not move a text.
-            inputs["position_ids"] = (attention_mask.cumsum(1) - 1).clamp(min=0)[:, -new:]
-        return self.adapted(attention_mask=attention_mask, **inputs)
+        return self.adapted(attention_mask=attention_mask, **self._placed(attention_mask, inputs))
+
+    def with_hidden(self, attention_mask: Tensor, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what :meth:`forward` computes and the hidden states it computes it from, in one pass.
+
+        Parameters
+        ----------
+        attention_mask, input_ids : int64 tensor, shape (B, T)
+
+        Returns
+        -------
+        logits : float tensor, shape (B, T, V)
+        hidden : float tensor, shape (B, T, width)
+            Of the last layer, after the final norm.
+        """
+        output = self(attention_mask, input_ids=input_ids, use_cache=False, output_hidden_states=True)
+        return output.logits, output.hidden_states[-1]
+
+    def hidden(self, attention_mask: Tensor, input_ids: Tensor) -> Tensor:
+        """Return the hidden states of the last layer, after the final norm, without any logits.
+
+        Parameters
+        ----------
+        attention_mask, input_ids : int64 tensor, shape (B, T)
+
+        Returns
+        -------
+        float tensor, shape (B, T, width)
+        """
+        body = self.adapted.get_base_model().base_model
+        inputs = self._placed(attention_mask, {"input_ids": input_ids})
+        output = body(attention_mask=attention_mask, use_cache=False, **inputs)
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+    def adapter(self) -> State:
+        """Return all tensors of the adapter by parameter name, trained or not; they share memory with the network."""
+        return {name: tensor.detach() for name, tensor in self.named_parameters() if ".lora_" in name}
 
     def without_adapter(self) -> AbstractContextManager[None]:
         """Return a context in which the transformer is the pretrained one."""
@@ -139,6 +183,14 @@ class LoraTransformer(nn.Module):
     def save_adapter(self, directory: Path) -> None:
         """Write the adapter as peft does, so that ``peft.PeftModel.from_pretrained`` reads it."""
         self.adapted.save_pretrained(str(directory), save_embedding_layers=False)
+
+    def _placed(self, attention_mask: Tensor, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Return inputs with the positions of their tokens, where the architecture takes them."""
+        if not self._takes_positions:
+            return inputs
+        new = (inputs["input_ids"] if "input_ids" in inputs else inputs["inputs_embeds"]).shape[1]
+        # Counted over real tokens, so that padding on the left does not move a text.
+        return {**inputs, "position_ids": (attention_mask.cumsum(1) - 1).clamp(min=0)[:, -new:]}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LoraTransformer:
         # PyTorch moves and casts parameters in place, which would reach all other networks on the same base.
@@ -162,41 +214,3 @@ def load_trainable(network: nn.Module, state: State) -> None:
         for name, tensor in network.named_parameters():
             if tensor.requires_grad:
                 tensor.copy_(state[name])
-
-
-@functools.lru_cache(maxsize=4)
-def _shared_base(folder: Path, kind: Kind, dtype: Dtype, device: str) -> Any:
-    import transformers
-
-    loader = {"causal": transformers.AutoModelForCausalLM, "hidden": transformers.AutoModel}[kind]
-    return load_network(folder, loader, dtype, device, "model").requires_grad_(False)
-
-
-def _own_modules(base: Any) -> Any:
-    """Return a copy of a network with modules of its own and the same tensors."""
-    shared = {id(tensor): tensor for tensor in itertools.chain(base.parameters(), base.buffers())}
-    return copy.deepcopy(base, shared)
-
-
-def _adapted(
-    base: Any, rank: int, alpha: float, dropout: float, target_modules: tuple[str, ...] | None, key: str
-) -> Any:
-    from peft import LoraConfig, get_peft_model
-    from transformers.pytorch_utils import Conv1D
-
-    config = LoraConfig(
-        r=rank,
-        # peft's annotation says int; a float is divided by the rank all the same.
-        lora_alpha=alpha,  # type: ignore[arg-type]
-        lora_dropout=dropout,
-        target_modules=None if target_modules is None else list(target_modules),
-        # GPT-2 and its kin store matrices transposed.
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in base.modules()),
-    )
-    try:
-        with warnings.catch_warnings():
-            # What peft and transformers say about each other's names.
-            warnings.simplefilter("ignore", FutureWarning)
-            return get_peft_model(base, config)
-    except ValueError as error:
-        raise UserError(f"{key}.target_modules={target_modules}: {first_line(error)}") from None

@@ -154,7 +154,13 @@ class ConditionalPolicy(nn.Module):
             return self(input_ids, attention_mask, None)  # type: ignore[no-any-return]
 
     def advance(
-        self, input_ids: Tensor, attention_mask: Tensor, z: Tensor | None, cache: Any, keep_cache: bool = True
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        z: Tensor | None,
+        cache: Any,
+        keep_cache: bool = True,
+        last_only: bool = False,
     ) -> tuple[Tensor, Any]:
         """Return logits at the new tokens, and a cache that makes the next call cheap.
 
@@ -170,21 +176,25 @@ class ConditionalPolicy(nn.Module):
             What the call before returned; None at the start.
         keep_cache : bool
             Whether to make one.
+        last_only : bool
+            Whether logits at the last token are all that is wanted; most of a prompt's cost may be its logits.
 
         Returns
         -------
-        logits : float tensor, shape (B, new, V)
+        logits : float tensor, shape (B, new, V) or (B, 1, V)
         cache : Any
         """
-        new = input_ids.shape[1]
-        inputs: dict[str, Tensor] = {"input_ids": input_ids}
+        wanted = 1 if last_only else input_ids.shape[1]
+        inputs: dict[str, Any] = {"input_ids": input_ids}
         if z is not None:
             inputs = {"inputs_embeds": self._embedded(input_ids, z, start=cache is None)}
             if self._prefix:
                 seen = attention_mask.new_ones(len(attention_mask), self._prefix)
                 attention_mask = torch.cat([seen, attention_mask], 1)
+        if last_only and self.transformer.can_skip_logits:
+            inputs["logits_to_keep"] = 1
         output = self.transformer(attention_mask, past_key_values=cache, use_cache=keep_cache, **inputs)
-        return output.logits[:, -new:], output.past_key_values if keep_cache else None
+        return output.logits[:, -wanted:], output.past_key_values if keep_cache else None
 
     def _embedded(self, input_ids: Tensor, z: Tensor, start: bool) -> Tensor:
         """Return input vectors that carry z, shape (B, T, width), with the prefix in front where there is one."""

@@ -86,6 +86,34 @@ class TextCodec:
         before = torch.tensor([len(opening) for opening in openings])[:, None]
         return ResponseBatch(ids, mask, mask * (torch.arange(ids.shape[1]) >= before))
 
+    def continuations(
+        self, prompts: Sequence[str], responses: Sequence[str], max_prompt_tokens: int, max_new_tokens: int
+    ) -> ResponseBatch:
+        """Return prompts and responses in columns of their own, as rollouts have them: B texts of one fixed width.
+
+        A prompt that is too long loses its beginning. A response that is too long loses its end and the token that
+        would end it. The width does not depend on the texts, so that no text reaches how another is computed.
+
+        Parameters
+        ----------
+        prompts, responses : sequences of str, each of length B
+        max_prompt_tokens, max_new_tokens : int
+            Widths of the columns: prompts are padded on the left, responses on the right.
+        """
+        ids, mask = self.openings(prompts, max_prompt_tokens)
+        written = self._tokenizer(list(responses), add_special_tokens=False)["input_ids"]
+        endings = [[*each, self._tokenizer.eos_token_id][:max_new_tokens] for each in written]
+        pad = self._tokenizer.pad_token_id
+        new, seen = _padded(endings, pad, left=False, width=max_new_tokens)
+        return ResponseBatch(
+            torch.cat([ids, new], 1), torch.cat([mask, seen], 1), torch.cat([torch.zeros_like(mask), seen], 1)
+        )
+
+    def openings(self, prompts: Sequence[str], max_prompt_tokens: int) -> tuple[Tensor, Tensor]:
+        """Return what :meth:`prompts` does, padded to ``max_prompt_tokens`` columns whatever the texts are."""
+        rows = [ids[-max_prompt_tokens:] for ids in self._prompt_ids(prompts)]
+        return _padded(rows, self._tokenizer.pad_token_id, left=True, width=max_prompt_tokens)
+
     def decode(self, ids: Tensor) -> list[str]:
         """Return the texts of generated tokens, shape (B, new), up to the token that ends each."""
         texts: list[str] = self._tokenizer.batch_decode(ids, skip_special_tokens=True)
@@ -95,9 +123,9 @@ class TextCodec:
         return [ids or [self._tokenizer.eos_token_id] for ids in self._tokenizer(list(texts))["input_ids"]]
 
 
-def _padded(rows: Sequence[Sequence[int]], pad: int, left: bool) -> tuple[Tensor, Tensor]:
-    """Return ids and mask, int64 of shape (rows, longest)."""
-    longest = max(len(row) for row in rows)
+def _padded(rows: Sequence[Sequence[int]], pad: int, left: bool, width: int | None = None) -> tuple[Tensor, Tensor]:
+    """Return ids and mask, int64 of shape (rows, width); without a width, that of the longest row."""
+    longest = max(len(row) for row in rows) if width is None else width
     ids = torch.full((len(rows), longest), pad, dtype=torch.int64)
     mask = torch.zeros(len(rows), longest, dtype=torch.int64)
     for i, row in enumerate(rows):

@@ -35,12 +35,16 @@ class Canaries:
     seed : int
     opposed : bool
         Whether the claim is about data that are replaced.
+    stages : tuple of tuple of str
+        Which stages canaries take part in, dealt out to them in turn; an empty tuple is all. A canary in more stages
+        than any real unit would be protected less than they are.
     """
 
     count: Annotated[int, Field(ge=4)]
     norm: Annotated[float, Field(gt=1)]
     seed: Annotated[int, Field(ge=0)]
     opposed: bool
+    stages: tuple[tuple[str, ...], ...] = ((),)
 
     @cached_property
     def included(self) -> NDArray[np.bool_]:
@@ -57,6 +61,15 @@ class Canaries:
     def signs(self) -> Floats:
         """How often each adds its direction, shape (count,): once, not at all, or the opposite."""
         return np.where(self.included, 1.0, -float(self.opposed))
+
+    def stages_of(self, number: int) -> tuple[str, ...]:
+        """Return the stages that a canary takes part in; empty is all."""
+        return self.stages[number % len(self.stages)]
+
+    def within(self, stage: str | None) -> NDArray[np.bool_]:
+        """Tell which canaries take part in a stage, shape (count,); all do where a phase has none."""
+        theirs = [self.stages_of(number) for number in range(self.count)]
+        return np.array([stage is None or not stages or stage in stages for stages in theirs])
 
     def direction(self, number: int, phase: str, size: int) -> Floats:
         """Return a canary's unit vector in a phase, shape (size,); the same in all rounds."""

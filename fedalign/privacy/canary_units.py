@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,10 +31,21 @@ class CanaryUnits(UnitLosses):
     length : float
         Norm of a canary's gradient.
     phase : str
+    stage : str or None
+        Of the phase; canaries of other stages are silent.
     """
 
-    def __init__(self, own: UnitLosses, canaries: Canaries, network: nn.Module, length: float, phase: str) -> None:
+    def __init__(
+        self,
+        own: UnitLosses,
+        canaries: Canaries,
+        network: nn.Module,
+        length: float,
+        phase: str,
+        stage: str | None = None,
+    ) -> None:
         self._own, self._canaries, self._length, self._phase = own, canaries, length, phase
+        self._signs = np.where(canaries.within(stage), canaries.signs, 0.0)
         self._parameters = [p for p in network.parameters() if p.requires_grad]
 
     @property
@@ -49,7 +62,7 @@ class CanaryUnits(UnitLosses):
 
     def _pull(self, number: int) -> Tensor:
         flat = torch.cat([p.flatten() for p in self._parameters])
-        sign = float(self._canaries.signs[number])
+        sign = float(self._signs[number])
         if not sign:
             return 0.0 * flat.sum()
         direction = torch.from_numpy(self._canaries.direction(number, self._phase, len(flat)))
@@ -63,10 +76,14 @@ class CanaryLocalPrivacy(LocalPrivacy):
     Parameters
     ----------
     canaries : Canaries
+    stages : mapping from phase name to str or None
+        What stage a phase is of; None, or not there, for one that is of all.
     """
 
     canaries: Canaries
+    stages: Mapping[str, str | None] = field(default_factory=dict, kw_only=True)
 
     def joined(self, units: UnitLosses, network: nn.Module, streams: Streams) -> UnitLosses:
         """Return the units with the canaries behind them."""
-        return CanaryUnits(units, self.canaries, network, self.canaries.norm * self.settings.clip, streams.phase)
+        length, phase = self.canaries.norm * self.settings.clip, streams.phase
+        return CanaryUnits(units, self.canaries, network, length, phase, self.stages.get(phase))

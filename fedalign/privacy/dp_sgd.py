@@ -58,6 +58,7 @@ class PrivateGradients:
 
     def __init__(self, gradients: UnitGradients, units: UnitLosses, privacy: LocalPrivacy, streams: Streams) -> None:
         self._gradients, self._units, self._privacy = gradients, units, privacy
+        self._noise_multiplier = privacy.noise_in(streams.phase)
         self._batches = privacy.randomness.generator(streams, "dp_sgd/batches")
         self._noise = privacy.randomness.generator(streams, "dp_sgd/noise")
 
@@ -70,7 +71,7 @@ class PrivateGradients:
         chosen = poisson_batch(self._units.units, settings.rate, self._batches)
         sums = self._gradients.clipped_sum(lambda some: self._units.losses(some, step), chosen)
         flat = torch.cat([s.flatten().cpu() for s in sums]).numpy()
-        noisy = add_gaussian(flat, self._privacy.noise_multiplier * settings.clip, self._noise)
+        noisy = add_gaussian(flat, self._noise_multiplier * settings.clip, self._noise)
         mean = torch.from_numpy(noisy / (settings.rate * self._units.units))
         start = 0
         for parameter in self._gradients.parameters:

@@ -9,16 +9,8 @@ from torch import Tensor, nn
 
 from fedalign.errors import UserError
 from fedalign.privacy.local import KEY
-from fedalign.privacy.unit_gradients import (
-    Found,
-    Losses,
-    UnitGradients,
-    first_words,
-    hookable,
-    joint_norms,
-    unhook,
-    without_log_handlers,
-)
+from fedalign.privacy.opacus_hooks import first_words, hookable, unhook, without_log_handlers
+from fedalign.privacy.unit_gradients import Found, Losses, UnitGradients, joint_norms
 
 # Norms by Gram matrices in float32 are less exact than norms of gradients; the rest of the bound is given away.
 _MARGIN = 1e-4

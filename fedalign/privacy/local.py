@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
@@ -58,14 +59,22 @@ class LocalPrivacy:
     ----------
     settings : DPSGD
     noise_multiplier : float
-        Standard deviation of a step's noise over ``settings.clip``; 0 adds none.
+        Standard deviation of a step's noise over ``settings.clip``, in phases that ``noise_multipliers`` does not
+        name; 0 adds none.
     randomness : NoiseSource
         Of the noise and of the batches: whoever knows a batch gets no amplification from its having been drawn.
+    noise_multipliers : mapping from phase name to float
+        Where phases have budgets of their own.
     """
 
     settings: DPSGD
     noise_multiplier: float
     randomness: NoiseSource
+    noise_multipliers: Mapping[str, float] = field(default_factory=dict, kw_only=True)
+
+    def noise_in(self, phase: str) -> float:
+        """Return the noise multiplier of a phase's steps."""
+        return self.noise_multipliers.get(phase, self.noise_multiplier)
 
     def draws(self, streams: Streams) -> Streams:
         """Return the streams of what a client's units draw in a round: dropout, orders, episodes.

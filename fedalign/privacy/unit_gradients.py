@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +12,7 @@ from torch import Tensor, nn
 
 from fedalign.errors import UserError
 from fedalign.privacy.local import DPSGD, KEY
+from fedalign.privacy.opacus_hooks import first_words, hookable, unhook, without_log_handlers
 
 Losses = Callable[[Tensor], Tensor]
 """From the numbers of units, shape (U,), to their losses, shape (U,)."""
@@ -109,8 +108,8 @@ class HookedGradients(UnitGradients):
     """All units in one backward pass, by Opacus' hooks on the layers (``GradSampleHooks``, Opacus 1.6).
 
     The first dimension of what a layer reads must go through the units in their order, the same number of rows for
-    each; rows are added up by unit. Of the first batch, one unit is checked against autograd: hooks see neither
-    parameters that are used outside their layer nor rows in another order.
+    each; rows are added up by unit. Of the first batch, one unit is checked against autograd on that unit alone: hooks
+    see neither parameters that are used outside their layer, nor rows in another order, nor what units share.
 
     Parameters
     ----------
@@ -140,7 +139,7 @@ class HookedGradients(UnitGradients):
 
     def _sum(self, losses: Losses, chosen: Tensor) -> list[Tensor]:
         values = self._evaluate(losses, chosen)
-        example = None if self._checked else self._example(values[0])
+        example = None if self._checked else self._example(losses, chosen[:1], values[0])
         values.sum().backward()  # type: ignore[no-untyped-call]
         self._require_reached([p.grad is not None for p in self.parameters])
         gradients = [self._by_unit(name, p, len(chosen)) for name, p in self.named.items()]
@@ -150,12 +149,27 @@ class HookedGradients(UnitGradients):
             self._check(example, [g[0] for g in gradients])
         return clip_units(gradients, self.bound)
 
-    def _example(self, value: Tensor) -> list[Tensor]:
-        """Return the gradient of one unit by autograd, while the hooks look away."""
+    def _example(self, losses: Losses, unit: Tensor, value: Tensor) -> list[Tensor]:
+        """Return the gradient of one unit by autograd, while hooks look away; ``value`` is its loss in the batch."""
         self._hooks.disable_hooks()
-        found: Found = torch.autograd.grad(value, self.parameters, retain_graph=True, allow_unused=True)
+        source = self._alone(losses, unit, value)
+        found: Found = torch.autograd.grad(source, self.parameters, retain_graph=True, allow_unused=True)
         self._hooks.enable_hooks()
         return [torch.zeros_like(p) if g is None else g for g, p in zip(found, self.parameters, strict=True)]
+
+    def _alone(self, losses: Losses, unit: Tensor, value: Tensor) -> Tensor:
+        """Return a unit's loss from a pass over it alone, which also finds out losses that other units have a part in.
+
+        Where the pass draws, as dropout does, only the batch's own graph has the same draws, and where weights have
+        less than 32 bits only that rounds alike; a way back through it costs as much as all units'.
+        """
+        if any(torch.finfo(p.dtype).bits < 32 for p in self.network.parameters() if p.is_floating_point()):
+            return value
+        with torch.random.fork_rng():
+            before = _random_states(value.device)
+            (alone,) = self._evaluate(losses, unit)
+            drew = any(not torch.equal(a, b) for a, b in zip(before, _random_states(value.device), strict=True))
+        return value if drew else alone
 
     def _by_unit(self, name: str, parameter: nn.Parameter, units: int) -> Tensor:
         """Return a parameter's gradients by unit, shape (units, ...), from those by row."""
@@ -174,8 +188,8 @@ class HookedGradients(UnitGradients):
 
     def _refusal(self, where: str) -> UserError:
         return UserError(
-            f"{KEY}.grad_sample={self._name} does not give the gradients of {where}, which is used outside its layer "
-            "or reads something else than rows of units; set loop"
+            f"{KEY}.grad_sample={self._name} does not give the gradients of {where}: it is used outside its layer, "
+            "reads something else than rows of units, or a unit's loss depends on other units; set loop"
         )
 
 
@@ -212,37 +226,7 @@ def clip_units(gradients: Sequence[Tensor], bound: float) -> list[Tensor]:
     return [torch.tensordot(factors, g[valid].double(), 1) for g in gradients]
 
 
-def hookable(network: nn.Module) -> dict[nn.Module, bool]:
-    """Put layers that own trained parameters into training mode, where alone Opacus looks; return their modes.
-
-    A frozen base in evaluation mode keeps it: its layers own nothing that is trained.
-    """
-    owners = {m: m.training for m in network.modules() if any(p.requires_grad for p in m.parameters(recurse=False))}
-    for module in owners:
-        module.training = True
-    return owners
-
-
-def unhook(network: nn.Module, modes: dict[nn.Module, bool]) -> None:
-    """Put modes back, and drop what a pass that was broken off left on the layers."""
-    for module, mode in modes.items():
-        module.training = mode
-        for name in ("activations", "max_batch_len"):
-            if hasattr(module, name):
-                delattr(module, name)
-    network.zero_grad(set_to_none=True)
-
-
-def first_words(error: Exception) -> str:
-    """Return what Opacus says, in one line."""
-    return " ".join(str(error).split())[:200]
-
-
-@contextmanager
-def without_log_handlers() -> Iterator[None]:
-    """Keep an import from setting up logging for the whole process, as Opacus' does."""
-    root = logging.getLogger()
-    before = list(root.handlers)
-    yield
-    for handler in [h for h in root.handlers if h not in before]:
-        root.removeHandler(handler)
+def _random_states(device: torch.device) -> list[Tensor]:
+    """Return the states of PyTorch's generators that a pass on a device may draw from."""
+    states = [torch.get_rng_state()]
+    return states if device.type != "cuda" else [*states, torch.cuda.get_rng_state(device)]

@@ -70,12 +70,12 @@ class Crowd(FederatedData):
 
     dropped: Mapping[str, int] = {}
 
-    def __init__(self, names: Sequence[str] = CLIENTS) -> None:
-        self.names = names
+    def __init__(self, names: Sequence[str] = CLIENTS, stages: Mapping[str, tuple[str, ...]] | None = None) -> None:
+        self.names, self.stages = names, stages or {}
 
     @property
     def clients(self) -> list[ClientInfo]:
-        return [ClientInfo(name, Role.TRAIN) for name in self.names]
+        return [ClientInfo(name, Role.TRAIN, self.stages.get(name, ())) for name in self.names]
 
     def shard(self, client: str) -> str:
         return client
@@ -145,8 +145,12 @@ def custodian(
     def open_account(directory: ClientDirectory) -> Account | None:
         if not privacy.private:
             return None
-        exposures = [exposure_of(p, _size(p), sampler, directory.training, SEED, privacy) for p in guarded]
-        return Account(privacy, exposures, evaluations, len(metrics), journal)
+        exposures = [
+            exposure_of(p, _size(p), sampler, directory.training_for(p.stage), SEED, privacy)
+            for p in guarded
+            if p.rounds
+        ]
+        return Account(privacy, exposures, evaluations, len(metrics), journal, len(directory.training))
 
     return Custodian(privacy, metrics, open_account, SEED)
 
@@ -194,6 +198,7 @@ class Guarded:
     phases: Sequence[Pull] = field(default_factory=lambda: [Pull()])
     sampler: Sampler = EVERYBODY
     clients: Sequence[str] = CLIENTS
+    stages: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     metrics: Sequence[str] = ()
     evaluate_every: int = 1
     checkpoint_every: int = 1
@@ -206,7 +211,9 @@ class Guarded:
         return self.folder / "privacy.json"
 
     def site(self, config: str, node_config: Mapping[str, Any]) -> Site:
-        return Site(SEED, torch.get_num_threads(), self.phases, Crowd(self.clients), self.privacy, self.metrics)
+        return Site(
+            SEED, torch.get_num_threads(), self.phases, Crowd(self.clients, self.stages), self.privacy, self.metrics
+        )  # fmt: skip
 
     def grid(self) -> InProcessGrid:
         places = {100 - place: {"partition-id": place} for place in range(len(self.clients))}

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from fedalign.errors import UserError
-from fedalign.federation.account import Account, finite, local_noise_multiplier
+from fedalign.federation.account import Account, finite
 from fedalign.federation.exposure import Exposure, exposure_of, most_rounds, most_rounds_at_worst
+from fedalign.federation.local_noise import local_noise_multipliers
 from fedalign.federation.sampling import CyclicSampler, FixedSampler, PoissonSampler, Sampler
 from fedalign.methods.base import Participation
 from fedalign.privacy.distributed import Skellam
@@ -273,7 +274,7 @@ def test_the_busiest_client_is_counted_ahead(sampler: Sampler) -> None:
 def test_coins_that_choose_nobody_are_no_reason_to_plan_nothing() -> None:
     asked = exposure_of(Pull(rounds=1), 8, PoissonSampler(1e-9), MANY, SEED, protection(**DISTRIBUTED))
     keeper = account([asked], epsilon=1.0, noise_multiplier=None, **DISTRIBUTED)
-    assert keeper.noise_multiplier > 1
+    assert keeper.noise_multipliers["pull"] > 1
 
 
 @pytest.mark.slow
@@ -281,12 +282,12 @@ def test_local_noise_follows_from_the_configuration_alone() -> None:
     phase = Pull(rounds=4)
     phase.local_steps = 3
     privacy = protection(**{**LOCAL, "epsilon": 2.0, "noise_multiplier": None})
-    noise = local_noise_multiplier(privacy, EVERYBODY, [phase])
+    noise = local_noise_multipliers(privacy, EVERYBODY, [phase], False)["pull"]
     spent = Ledger(Unit.EXAMPLE, Relation.ADD_OR_REMOVE, 1e-5).epsilon(
         [Entry("x", PoissonGaussianEvent(0.25, noise), 12)]
     )
     assert 0.97 * 2 <= spent <= 2
-    assert local_noise_multiplier(privacy, CyclicSampler(4), [phase]) < noise
+    assert local_noise_multipliers(privacy, CyclicSampler(4), [phase], False)["pull"] < noise
 
 
 def test_infinity_is_nothing_that_a_summary_can_hold() -> None:

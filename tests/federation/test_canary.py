@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from fedalign.contribution import Contribution, total
-from fedalign.data.federated import Role
+from fedalign.data.federated import ClientInfo, Role
 from fedalign.errors import UserError
 from fedalign.federation.account import Account
 from fedalign.federation.canary import Canary, CanaryData, CanaryPhase, OneClient, with_canaries
@@ -27,7 +29,7 @@ from fedalign.privacy.noise import SeededNoise
 from fedalign.privacy.protection import Protection
 from fedalign.rng import Streams
 from fedalign.template import Template
-from tests.federation.toy import Halfway, ToyData
+from tests.federation.toy import VECTORS, Halfway, ToyData
 
 SILENT = Canaries(count=40, norm=10.0, seed=3, opposed=False)
 OPPOSED = Canaries(count=40, norm=10.0, seed=3, opposed=True)
@@ -147,3 +149,76 @@ def test_one_client_is_alone() -> None:
 def test_data_keep_what_is_known_of_them() -> None:
     data = ToyData()
     assert CanaryData(data, SILENT).dropped is data.dropped
+
+
+STAGED = Canaries(40, 10.0, 3, False, (("rl",), ("sft",)))
+
+
+def test_canaries_are_clients_of_their_stages() -> None:
+    directory = ClientDirectory.of(CanaryData(ToyData(), STAGED).clients)
+    theirs = [name for place, name in enumerate(STAGED.names) if place % 2]
+    assert directory.training_for("sft") == sorted([*VECTORS, *theirs])
+
+
+def test_a_canary_phase_is_in_everything_else_the_phase_itself() -> None:
+    class Served(Halfway):
+        stage = "sft"
+        evaluated = frozenset({Role.UNSEEN})
+
+        def users(self, shard: object) -> tuple[str, ...]:
+            return ("ann",)
+
+        def examples(self, shard: object) -> tuple[str, ...]:
+            return ("ann/1",)
+
+        def broadcast(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            return {"w": state["w"]}
+
+    privacy = protection()
+    assert privacy.clip is not None
+    phase, canary = CanaryPhase(Served(), SILENT, privacy.clip), Canary(0, 1.0)
+    assert (phase.stage, phase.evaluated) == ("sft", frozenset({Role.UNSEEN}))
+    assert (phase.users("x"), phase.examples("x")) == (("ann",), ("ann/1",))
+    assert (phase.users(canary), phase.examples(canary)) == ((), ())
+    assert set(phase.broadcast({"w": torch.zeros(1), "kept": torch.zeros(1)})) == {"w"}
+
+
+def test_canaries_are_scored_by_the_phases_that_they_are_in() -> None:
+    """One of stage sft says nothing in the phase of rl, and is not judged by it."""
+    privacy = protection(0.3)
+    assert privacy.clip is not None
+    phases = [Wide(2), Wide(1)]
+    for phase, (name, stage) in zip(phases, (("first", "sft"), ("second", "rl")), strict=True):
+        phase.name, phase.stage = name, stage
+    directory = ClientDirectory.of(CanaryData(ToyData((), ()), STAGED).clients)
+    exposures = [exposure_of(p, 130, FractionSampler(1.0), directory.training_for(p.stage), 0, privacy) for p in phases]
+    custodian = ScoringCustodian(privacy, lambda _: Account(privacy, exposures, 0, 0, None, 40), 0)
+    custodian.begin(directory)
+    template, expected = Template(SHAPES), np.zeros(40)
+    for phase in phases:
+        within = np.flatnonzero(STAGED.within(phase.stage))
+        canary = CanaryPhase(phase, STAGED, privacy.clip)
+        told = [canary.local({}, Canary(n, float(STAGED.signs[n])), STREAMS, {}) for n in within]
+        summed = total(shield(each, template, privacy, Terms(0.3)).to_contribution(template) for each in told)
+        for number in range(1, phase.rounds + 1):
+            custodian.release(phase, {}, number, [STAGED.names[n] for n in within], summed)
+        rows = np.stack([STAGED.direction(number, phase.name, 130) for number in range(40)])
+        expected[within] = (rows @ (rows[within].T @ STAGED.signs[within]))[within]
+    scores = custodian.scores(STAGED)
+    assert np.allclose(scores.included, expected[STAGED.included], atol=1e-5)
+    assert np.allclose(scores.held_out, expected[~STAGED.included], atol=1e-5)
+
+
+def test_the_one_client_holds_as_many_stages_as_any() -> None:
+    class Staged(ToyData):
+        held: dict[str, tuple[str, ...]]
+
+        @property
+        def clients(self) -> list[ClientInfo]:
+            return [replace(c, stages=self.held[c.name]) for c in super().clients]
+
+    data = Staged()
+    data.held = {"ada": ("sft",), "bob": ("sft", "rl"), "cid": (), "dee": (), "uma": ()}
+    assert [c.name for c in OneClient(data).clients] == ["cid"]
+    data.held = {**data.held, "cid": ("rl",), "dee": ("rl", "sft")}
+    assert [c.name for c in OneClient(data).clients] == ["bob"]

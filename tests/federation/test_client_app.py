@@ -149,7 +149,7 @@ def test_a_single_reply_keeps_its_precision_and_a_sum_is_double() -> None:
 def test_a_node_says_whom_it_hosts(node_config: dict[str, object], names: list[str]) -> None:
     reply = ask(grid_of(opener([Halfway()]), node(1, **node_config)), DESCRIBE)
     described = json.loads(str(reply.content.config_records[REPORT]["clients"]))
-    assert described == [[name, "unseen" if name == "uma" else "train"] for name in names]
+    assert described == [[name, "unseen" if name == "uma" else "train", []] for name in names]
 
 
 def answer(grid: InProcessGrid, kind: str, round: int) -> tuple[bool, bool]:

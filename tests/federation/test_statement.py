@@ -7,7 +7,11 @@ from typing import Any
 
 import pytest
 
+from fedalign.federation.account import Account
+from fedalign.federation.directory import ClientDirectory
+from fedalign.federation.exposure import exposure_of
 from fedalign.federation.sampling import CyclicSampler, FixedSampler, PoissonSampler, Sampler
+from fedalign.federation.statement import statement
 from fedalign.privacy.adaptive_clipping import AdaptiveClip
 from fedalign.privacy.client_level import ClientLevel
 from fedalign.privacy.distributed import Skellam
@@ -19,7 +23,7 @@ from fedalign.privacy.protection import Protection
 from fedalign.privacy.rounding import Rounding
 from fedalign.report.summary import PRIVACY_KEYS
 
-from .guarded import CLIENTS, EVERYBODY, PLAIN_SUM, SECAGG, Pull, opened, protection, secure_sum
+from .guarded import CLIENTS, EVERYBODY, PLAIN_SUM, SECAGG, SEED, Pull, Push, opened, protection, secure_sum
 
 WITHHELD: dict[str, Any] = {"metrics": WithheldMetrics()}
 DISTRIBUTED: dict[str, Any] = {"mechanism": Skellam(Rounding(0.01, 0.6)), "secure": SECAGG, **WITHHELD}
@@ -141,3 +145,43 @@ def test_clipping_is_stated() -> None:
     assert adaptive["adaptive"]
     assert adaptive["last"] == {}
     assert facts(KINDS["central"])["clipping"]["last"] is None
+
+
+def staged(unit: str | None, disjoint: bool) -> dict[str, Any]:
+    """Return what is said of two phases of different stages, over clients or units of clients."""
+    privacy = protection(epsilon=4.0, noise_multiplier=None)
+    if unit is not None:
+        privacy = protection(**{**LOCAL, "noise_multiplier": 1.0, "local": DPSGD(unit, 1.0, 0.25, "loop")})  # type: ignore[arg-type]
+    phases = [Pull(2), Push(3)]
+    for phase, stage in zip(phases, ("sft", "rl"), strict=True):
+        phase.stage, phase.local_steps = stage, 2
+    # Where units are on clients, every client holds all stages.
+    held = [(), ()] if unit is not None else [("sft",), ("rl",)] if disjoint else [("sft", "rl"), ("rl",)]
+    stages: dict[str, tuple[str, ...]] = {client: held[place % 2] for place, client in enumerate(CLIENTS)}
+    directory = ClientDirectory(list(CLIENTS), [], {}, stages)
+    exposures = [exposure_of(p, 8, EVERYBODY, directory.training_for(p.stage), SEED, privacy, disjoint) for p in phases]
+    account = Account(privacy, exposures, 0, 0, None, len(CLIENTS))
+    for phase in phases:
+        for _ in range(phase.rounds):
+            account.charge(phase.name, directory.training_for(phase.stage))
+    return statement(privacy, account, (), {})
+
+
+@pytest.mark.parametrize("unit", [None, "example", "user"])
+def test_it_is_said_how_stages_come_together(unit: str | None) -> None:
+    apart, together = staged(unit, True), staged(unit, False)
+    assert (apart["composition"], together["composition"]) == ("parallel", "sequential")
+    for told in (apart, together):
+        assert set(told["noise_multipliers"]) == {"pull", "push"}
+        assert told["noise_multiplier"] == min(told["noise_multipliers"].values())
+        assert set(told["epsilon_by_phase"]) == {"pull", "push"}
+    assert apart["epsilon"] == pytest.approx(max(apart["epsilon_by_phase"].values()))
+    assert together["epsilon"] > 1.02 * max(together["epsilon_by_phase"].values())
+    more = set(apart["not_covered"]) - set(together["not_covered"])
+    assert len(more) == 1
+    assert ("holds data for which stage" if unit is None else f"the same {unit} under another name") in more.pop()
+
+
+def test_a_phase_alone_is_one_after_another() -> None:
+    told = facts(protection())
+    assert (told["composition"], told["noise_multipliers"]) == ("sequential", {"pull": 1.0})

@@ -104,7 +104,10 @@ class World:
     def custody(self) -> Custodian:
         """Return what guards the run, as a run makes it."""
         method = SimpleNamespace(name="toy", headline="train/closeness", selection="train/closeness")
-        config: Any = SimpleNamespace(privacy=self.privacy, method=method, federation=self.federation, seed=5)
+        layout = SimpleNamespace(disjoint=False)
+        config: Any = SimpleNamespace(
+            privacy=self.privacy, method=method, federation=self.federation, seed=5, partition=layout
+        )
         journal = None if self.folder is None else self.folder / "ledger.json"
         made = custody_of(config, self.phases, journal, checked=False)
         assert isinstance(made, Custodian)

@@ -351,7 +351,7 @@ def test_12_a_round_clips_and_hides_with_one_bound_which_then_moves_the_right_wa
             spreads.append(float(noise_of(custodian, phase, number, 4 * bit).std()))
     factor = math.exp(-0.2 * bit)
     assert bounds == pytest.approx([1.0, factor, factor**2])
-    assert spreads == pytest.approx([account.noise_multiplier * bound for bound in bounds], rel=0.02)
+    assert spreads == pytest.approx([account.noise_multipliers["halfway"] * bound for bound in bounds], rel=0.02)
 
 
 def test_13_counting_the_norm_bits_is_charged() -> None:

@@ -13,7 +13,6 @@ from fedalign.methods.judges import Judge, OracleJudge, Verdicts
 from fedalign.methods.policy_evaluation import (
     PolicyEvaluation,
     Preferences,
-    distinct_pairs,
     follow_sums,
     opposed_group,
 )
@@ -101,8 +100,3 @@ def test_the_opposed_group_is_the_farthest() -> None:
     means = {"a": torch.tensor([0.0]), "b": torch.tensor([1.0]), "c": torch.tensor([-3.0])}
     assert [opposed_group(means, group) for group in means] == ["c", "c", "b"]
     assert opposed_group({"a": means["a"]}, "a") is None
-
-
-@pytest.mark.parametrize(("text", "share"), [("", 1.0), ("word", 1.0), ("a b c", 1.0), ("a b a b a", 0.5)])
-def test_repetition_is_counted_in_pairs_of_words(text: str, share: float) -> None:
-    assert distinct_pairs(text) == share

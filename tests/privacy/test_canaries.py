@@ -32,3 +32,12 @@ def test_held_out_canaries_are_silent_or_opposed() -> None:
     assert set(CANARIES.signs[~CANARIES.included]) == {0.0}
     assert set(Canaries(40, 10.0, 3, True).signs[~CANARIES.included]) == {-1.0}
     assert set(CANARIES.signs[CANARIES.included]) == {1.0}
+
+
+def test_stages_are_dealt_out_in_turn() -> None:
+    staged = Canaries(6, 10.0, 3, False, (("rl",), ("sft",), ("rl", "sft")))
+    assert [staged.stages_of(number) for number in (0, 1, 5)] == [("rl",), ("sft",), ("rl", "sft")]
+    assert staged.within("sft").tolist() == [False, True, True, False, True, True]
+    assert staged.within("reward").tolist() == [False] * 6
+    assert staged.within(None).all()
+    assert CANARIES.within("sft").all()

@@ -69,3 +69,19 @@ def test_a_canary_is_longer_than_the_clip_at_any(clip: float) -> None:
     found, _ = gradient(network(), 1.0, clip)
     reference, _ = gradient(network(), 1.0, 1.0)
     assert np.allclose(found, clip * reference, atol=1e-6)
+
+
+def test_canaries_of_other_stages_are_silent() -> None:
+    """They are units all the same, so that neither batches nor the mean depend on stages."""
+    staged = Canaries(20, 10.0, 3, False, (("rl",), ("sft",)))
+    used = network()
+    privacy = CanaryLocalPrivacy(
+        DPSGD("user", 0.5, 1.0, "loop"), 0.0, SeededNoise(), staged, stages={"gpo": "sft", "prior": None}
+    )
+    for phase, chosen in (("gpo", staged.included & staged.within("sft")), ("prior", staged.included)):
+        with private_gradients(used, Still(used), privacy, Streams(1, phase, 2, "ada")) as writer:
+            writer.write(0)
+        assert used.weight.grad is not None and used.bias.grad is not None
+        found = torch.cat([used.weight.grad.flatten(), used.bias.grad]).double().numpy()
+        rows = np.stack([staged.direction(number, phase, 620) for number in range(20)])
+        assert np.allclose(found, -0.5 * rows[chosen].sum(0) / (3 + 20), atol=1e-6)

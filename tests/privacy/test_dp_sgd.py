@@ -95,7 +95,9 @@ def test_the_mean_is_over_the_expected_batch_not_the_one_that_came() -> None:
     used = network()
     units = Rows(used, 40, scale=1e3)
     found = steps(used, units, privacy(0.25, 0.0, 0.5), 30)
-    batches = list(units.asked)
+    first, check, *others = units.asked
+    assert check == first[:1], "one unit by itself, to check what hooks give"
+    batches = [first, *others]
     assert len({len(batch) for batch in batches}) > 3
     for gradient, batch in zip(found, batches, strict=True):
         parts = torch.zeros_like(gradient)
@@ -191,3 +193,19 @@ def test_hooks_are_taken_off_when_a_round_fails() -> None:
         gradients.write(0)
     assert not hasattr(used, "autograd_grad_sample_hooks")
     assert not hasattr(used.weight, "grad_sample")
+
+
+def test_noise_is_that_of_the_phase() -> None:
+    """A phase that is not named has the noise of all others."""
+    chosen = LocalPrivacy(
+        DPSGD("example", 1.0, 1.0, "hooks"), 2.0, SeededNoise(), noise_multipliers={"sft": 5.0, "reward": 0.0}
+    )
+    found = {}
+    for phase in ("sft", "reward", "other"):
+        used = network(200, 200)
+        silent = Rows(used, 4, scale=0.0)
+        found[phase] = float(steps(used, silent, chosen, 1, Streams(3, phase, 2, "client")).std()) * 4
+    assert found["reward"] == 0
+    assert found["sft"] == pytest.approx(5.0, rel=0.03)
+    assert found["other"] == pytest.approx(2.0, rel=0.03)
+    assert (chosen.noise_in("sft"), chosen.noise_in("other")) == (5.0, 2.0)

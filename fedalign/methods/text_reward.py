@@ -1,0 +1,128 @@
+"""What a response is worth to whom a policy is trained for: the contract, and rewards that count words."""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from fedalign.data.review_texts import filler_score, tone_score
+
+KEY = "method.reward"
+"""Where the settings of a reward stand in the configuration, for error messages."""
+
+Scored = Literal["response", "text"]
+"""What a reward reads: the response alone, or the prompt with the response behind it, as one text."""
+
+
+class TextReward(ABC):
+    """Scores responses to prompts; one subclass a kind, a frozen dataclass of its settings.
+
+    A score depends on its own prompt and response alone: no statistics of a batch and none of earlier batches enter,
+    as the sensitivity of a private policy update requires.
+
+    Attributes
+    ----------
+    name : str
+        Names the kind in metrics.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def score(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
+        """Return the rewards, float32 of shape (B,), finite for any text, an empty one included.
+
+        Parameters
+        ----------
+        prompts, responses : sequences of str, each of length B
+
+        Raises
+        ------
+        UserError
+            If what the reward needs (a model, a file) cannot be had.
+        """
+
+    def prepare(self) -> None:
+        """Load what scoring needs, so that what is missing is said before anything is trained.
+
+        Raises
+        ------
+        UserError
+            As ``score``.
+        """
+        self.score([""], [""])
+
+
+def scored_texts(scored: Scored, prompts: Sequence[str], responses: Sequence[str]) -> list[str]:
+    """Return what a reward reads; nothing is put between a prompt and its response.
+
+    Raises
+    ------
+    ValueError
+        If there are not as many responses as prompts.
+    """
+    pairs = zip(prompts, responses, strict=True)
+    return [prompt + response if scored == "text" else response for prompt, response in pairs]
+
+
+@dataclass(frozen=True)
+class Vader(TextReward):
+    """The compound score of VADER (Hutto & Gilbert 2014), a lexicon of sentiment with rules for negation and emphasis.
+
+    It needs no download and no accelerator, reads English only, and lies in [-1, 1], 0 for a text without sentiment.
+    It saturates: a few strong words are as good as many.
+
+    Parameters
+    ----------
+    scored : {"response", "text"}
+    """
+
+    name: ClassVar[str] = "vader"
+
+    scored: Scored
+
+    def score(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
+        """Return the compound scores."""
+        analyzer = _vader()
+        texts = scored_texts(self.scored, prompts, responses)
+        return torch.tensor([analyzer.polarity_scores(text)["compound"] for text in texts], dtype=torch.float32)
+
+
+@functools.lru_cache(maxsize=1)
+def _vader() -> Any:
+    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+    return SentimentIntensityAnalyzer()
+
+
+@dataclass(frozen=True)
+class Tone(TextReward):
+    """The known reward of the synthetic review world: praise words less criticism words, and less junk.
+
+    Parameters
+    ----------
+    limit : float
+        The words of tone count up to this many either way, so that repeating them does not pay without end.
+    filler : float
+        What each junk word costs.
+    """
+
+    name: ClassVar[str] = "tone"
+
+    limit: Annotated[float, Field(gt=0.0)]
+    filler: Annotated[float, Field(ge=0.0)]
+
+    def score(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
+        """Return the tones of the responses."""
+        texts = scored_texts("response", prompts, responses)
+        return torch.tensor([self._value(text) for text in texts], dtype=torch.float32)
+
+    def _value(self, text: str) -> float:
+        return min(max(tone_score(text), -self.limit), self.limit) - self.filler * filler_score(text)

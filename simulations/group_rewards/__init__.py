@@ -1,0 +1,1 @@
+"""The group-reward experiment: whom a policy serves when groups that disagree reward it together."""
