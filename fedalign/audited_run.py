@@ -19,7 +19,7 @@ from fedalign.federation.conductor import Job, Outcome
 from fedalign.federation.directory import ClientDirectory
 from fedalign.federation.server_app import make_server_app
 from fedalign.federation.site import Site
-from fedalign.guarantee import Phases, account_of, check_guarantee, local_privacy
+from fedalign.guarantee import Phases, account_of, check_guarantee, local_privacy, taken_as_public
 from fedalign.privacy.canaries import Canaries
 from fedalign.privacy.canary_units import CanaryLocalPrivacy
 from fedalign.privacy.events import Relation
@@ -88,15 +88,28 @@ def run_with_canaries(resolved: Mapping[str, Any], count: int, seed: int) -> tup
     site = _open(canaries, travels, {})
     phases = phases_of(config, site.data.questionnaire)
     directory = ClientDirectory.of(site.data.clients)
+    assert isinstance(config.privacy, Protection)
+    if config.privacy.local is not None:
+        _check_alone(phases, directory)
     directory.check(phases, config.federation.sampler)
     check_guarantee(config, phases, directory)
     site.check(client.name for client in site.data.clients)
     account = account_of(config, phases, directory, None)
     canaries = replace(canaries, opposed=account.relation is Relation.REPLACE_ONE)
-    assert isinstance(config.privacy, Protection)
-    custodian = ScoringCustodian(config.privacy, lambda _: account, config.seed)
+    public = taken_as_public(config)
+    custodian = ScoringCustodian(config.privacy, lambda _: account, config.seed, public)
     _conduct(config, travels, phases, canaries, custodian)
     return custodian, canaries
+
+
+def _check_alone(phases: Phases, directory: ClientDirectory) -> None:
+    """Refuse a client that cannot train every phase alone."""
+    lacking = {phase.stage for phase in phases if phase.rounds and not directory.training_for(phase.stage)}
+    if lacking:
+        raise UserError(
+            "an audit of local noise looks at one client that trains alone, and none holds data of all stages (it "
+            f"lacks {', '.join(sorted(str(stage) for stage in lacking))}); audit the same settings with partition=silos"
+        )
 
 
 def _stages(config: RunConfig, site: Site) -> tuple[tuple[str, ...], ...]:

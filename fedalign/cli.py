@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         "answers",
         type=Path,
         nargs="?",
-        help="a group's answers or a person's judgments; what they leave open is predicted",
+        help="a group's answers or a person's judgments, to predict what they leave open; or responses to score",
     )
     predict.add_argument(
         "--prompt", action="append", default=[], dest="prompts", help="text to continue; may be repeated"
@@ -85,6 +85,11 @@ def _parser() -> argparse.ArgumentParser:
         "--dial", action="append", default=[], dest="dials", metavar="A:B:T",
         help="the preference at T on the way from A (0) to B (1); may be repeated",
     )  # fmt: skip
+    predict.add_argument(
+        "--stage", action="append", default=[], dest="stages", metavar="STAGE",
+        help="of a run in stages, whose policy writes: pretrained, sft or rl; may be repeated (default: the last)",
+    )  # fmt: skip
+    predict.add_argument("--score", action="store_true", help="of a run in stages, show the reward of each text")
     sampling = predict.add_mutually_exclusive_group()
     sampling.add_argument(
         "--greedy", action="store_const", const=0.0, dest="temperature", help="take the likeliest tokens"
@@ -146,7 +151,9 @@ def _predict(given: argparse.Namespace) -> None:
 
     texts = bool(given.prompts or given.prompts_file)
     if texts == (given.answers is not None):
-        raise UserError("give either a file of answers or judgments, or prompts to continue (--prompt, --prompts)")
+        raise UserError(
+            "give either a file (answers, judgments, responses) or prompts to continue (--prompt, --prompts)"
+        )
     if texts:
         prompts = [*given.prompts, *(read_prompts(given.prompts_file) if given.prompts_file else [])]
         request = TextRequest(
@@ -156,6 +163,8 @@ def _predict(given: argparse.Namespace) -> None:
             given.temperature,
             given.max_new_tokens,
             given.seed,
+            tuple(given.stages),
+            given.score,
         )
         written = write(given.directory, request)
         show_texts(Console(), written)

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from fedalign.config import RunConfig
+from fedalign.data.federated import Kind
 from fedalign.errors import UserError
 from fedalign.federation.account import Account
-from fedalign.federation.conductor import Federation
 from fedalign.federation.custodian import Custodian
 from fedalign.federation.custody import Custody, NoCustody
 from fedalign.federation.directory import ClientDirectory
 from fedalign.federation.exposure import Exposure, exposure_of
 from fedalign.federation.local_noise import local_noise_multipliers
+from fedalign.federation.metric_plan import check_metrics, evaluations, is_evaluated, told_of
 from fedalign.federation.secure.settings import SecAgg
 from fedalign.methods.base import Needs, Phase
 from fedalign.privacy.adaptive_clipping import update_noise_multiplier
@@ -26,6 +27,8 @@ from fedalign.rng import Streams
 from fedalign.template import Template
 
 Phases = Sequence[Phase[Any]]
+
+_PUBLIC = {Kind.SURVEY: ("which questions a survey asks",)}
 
 
 def custody_of(config: RunConfig, phases: Phases, journal: Path | None, checked: bool) -> Custody:
@@ -43,33 +46,34 @@ def custody_of(config: RunConfig, phases: Phases, journal: Path | None, checked:
     privacy = config.privacy
     if not isinstance(privacy, Protection):
         return NoCustody()
-    names = metric_names(config)
 
     def open_account(directory: ClientDirectory) -> Account | None:
         if not checked:
             check_guarantee(config, phases, directory)
         return account_of(config, phases, directory, journal) if privacy.private else None
 
-    return Custodian(privacy, names, open_account, config.seed)
+    return Custodian(privacy, metric_names(config, phases), open_account, config.seed, taken_as_public(config))
 
 
-def metric_names(config: RunConfig) -> tuple[str, ...]:
-    """Return the metrics that are released as sums."""
+def metric_names(config: RunConfig, phases: Phases) -> tuple[str, ...]:
+    """Return the metrics that are released as sums: those asked for, as far as an evaluation tells of them."""
     privacy = config.privacy
-    if not isinstance(privacy, Protection) or not isinstance(privacy.metrics, SummedMetrics):
-        return ()
-    method = config.method
-    # A metric named twice would be added twice, which its noise is not made for.
-    return tuple(dict.fromkeys(privacy.metrics.names or [method.headline, method.selection]))
+    return told_of(privacy, phases, _asked(config)) if isinstance(privacy, Protection) else ()
+
+
+def taken_as_public(config: RunConfig) -> tuple[str, ...]:
+    """Return what a guarantee takes as public because of what the data are."""
+    return _PUBLIC.get(config.method.kind, ())
 
 
 def account_of(config: RunConfig, phases: Phases, directory: ClientDirectory, journal: Path | None) -> Account:
     """Return the account of a differentially private run with these clients."""
     assert isinstance(config.privacy, Protection)
     exposures = _exposures(config, phases, directory)
-    evaluations = sum(_evaluations(phase, config.federation) for phase in phases)
-    metrics, clients = len(metric_names(config)), len(directory.training)
-    return Account(config.privacy, exposures, evaluations, metrics, journal, clients)
+    privacy, names, every = config.privacy, metric_names(config, phases), config.federation.evaluate_every
+    evaluated = [phase for phase in phases if is_evaluated(privacy, phase, names, directory)]
+    planned = sum(evaluations(phase.rounds, every) for phase in evaluated)
+    return Account(privacy, exposures, planned, len(names), journal, len(directory.training))
 
 
 def check_guarantee(config: RunConfig, phases: Phases, directory: ClientDirectory) -> None:
@@ -95,6 +99,9 @@ def check_guarantee(config: RunConfig, phases: Phases, directory: ClientDirector
     if isinstance(privacy.secure, SecAgg):
         cohorts = [int(exposure.sampling.expected) for exposure in _exposures(config, phases, directory)]
         _check_secure(privacy, privacy.secure, min(cohorts, default=len(directory.training)))
+    check_metrics(privacy, phases, _asked(config), directory)
+    if privacy.local is not None:
+        privacy.local.check_phases([phase.name for phase in phases])
     if privacy.private:
         _check_budget(config, phases, directory)
 
@@ -183,7 +190,8 @@ def _check_phase(privacy: Protection, phase: Phase[Any], config: RunConfig) -> N
     if _template(phase, config) is None:
         raise UserError(
             f"method={method}: what phase {phase.name!r} adds up is not known in advance, so privacy ({chosen}) cannot "
-            "cover it; on a deployment without the survey's questions set method.prior=none"
+            "cover it; name what it adds up (method.groups=[...] of method=plural_rlhf), or leave that phase out "
+            "(method.prior=none of method=pluralllm where the survey's questions are not known)"
         )
 
 
@@ -248,12 +256,12 @@ def _template(phase: Phase[Any], config: RunConfig) -> Template | None:
     return phase.template(phase.broadcast(phase.initial(Streams(config.seed, phase.name), {})))
 
 
-def _evaluations(phase: Phase[Any], federation: Federation) -> int:
-    """Return how many times a phase is evaluated."""
-    if not phase.evaluated:
-        return 0
-    every, rounds = federation.evaluate_every, phase.rounds
-    return 1 + rounds // every + (rounds % every > 0)
+def _asked(config: RunConfig) -> tuple[str, ...]:
+    """Return the metrics that sums are asked of; where none is named, those that a run shows and chooses by."""
+    privacy, method = config.privacy, config.method
+    if not isinstance(privacy, Protection) or not isinstance(privacy.metrics, SummedMetrics):
+        return ()
+    return privacy.metrics.names or (method.headline, method.selection)
 
 
 def _chosen(privacy: Protection) -> str:

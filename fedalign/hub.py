@@ -11,16 +11,24 @@ from fedalign.errors import UserError
 _TIMEOUT_S = 5.0
 
 
-def dataset_file(repo: str, file: str) -> Path:
+def dataset_file(repo: str, file: str, revision: str | None = None) -> Path:
     """Return the local path of one file of a data set.
+
+    Parameters
+    ----------
+    repo : str
+    file : str
+        Its path inside the repository.
+    revision : str, optional
+        Branch, tag or commit; the main branch if absent.
 
     Raises
     ------
     UserError
         If it is neither cached nor reachable.
     """
-    folder = _cached(repo, "dataset", lambda cached: (cached / file).is_file())
-    return (folder or _download(repo, "dataset", "data.path", [file])) / file
+    folder = _cached(repo, "dataset", lambda cached: (cached / file).is_file(), revision)
+    return (folder or _download(repo, "dataset", "data.path", [file], revision)) / file
 
 
 def model_folder(name: str, key: str) -> Path:
@@ -57,30 +65,36 @@ def _holds_a_model(folder: Path) -> bool:
     return (folder / "config.json").is_file() and bool(weights)
 
 
-def _cached(repo: str, kind: Literal["model", "dataset"], complete: Callable[[Path], bool]) -> Path | None:
+def _cached(
+    repo: str, kind: Literal["model", "dataset"], complete: Callable[[Path], bool], revision: str | None = None
+) -> Path | None:
     import huggingface_hub
 
     try:
-        folder = Path(huggingface_hub.snapshot_download(repo, repo_type=kind, local_files_only=True))
+        folder = Path(huggingface_hub.snapshot_download(repo, repo_type=kind, revision=revision, local_files_only=True))
     except (OSError, ValueError):
         return None
     return folder if complete(folder) else None
 
 
-def _download(repo: str, kind: Literal["model", "dataset"], key: str, patterns: list[str]) -> Path:
+def _download(
+    repo: str, kind: Literal["model", "dataset"], key: str, patterns: list[str], revision: str | None = None
+) -> Path:
     import huggingface_hub
 
     try:
         # Asking first fails at once without a network; a download alone retries for half a minute.
         hub = huggingface_hub.HfApi()
         ask = hub.model_info if kind == "model" else hub.dataset_info
-        names = [file.rfilename for file in ask(repo, timeout=_TIMEOUT_S).siblings or []]
+        names = [file.rfilename for file in ask(repo, revision=revision, timeout=_TIMEOUT_S).siblings or []]
         if kind == "model":
             safe = any(name.endswith(".safetensors") for name in names)
             patterns = [*patterns, "*.safetensors" if safe else "*.bin"]
         ignored = ["onnx/*", "openvino/*", "original/*"]
         return Path(
-            huggingface_hub.snapshot_download(repo, repo_type=kind, allow_patterns=patterns, ignore_patterns=ignored)
+            huggingface_hub.snapshot_download(
+                repo, repo_type=kind, revision=revision, allow_patterns=patterns, ignore_patterns=ignored
+            )
         )
     except Exception as error:  # the hub client's network errors share no base class across its versions
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -8,17 +8,20 @@ from typing import Any, Protocol
 
 from fedalign.config import RunConfig, parse
 from fedalign.errors import UserError
+from fedalign.methods.dprlhf import DPRLHF
 from fedalign.methods.pairs import PairMethod
 from fedalign.methods.survey import SurveyMethod
 from fedalign.opened_run import OpenedRun
 from fedalign.predict_pairs import predict_choices
+from fedalign.predict_rewards import predict_rewards
+from fedalign.predict_stages import write_stages
 from fedalign.predict_survey import Prediction, predict_shares
-from fedalign.predict_text import TextRequest, WrittenText, read_prompts, write_texts
+from fedalign.predict_text import TextRequest, read_prompts, write_texts
 from fedalign.report.run_directory import RunDirectory
 
 
 class Choice(Protocol):
-    """Something with options, and how likely each is.
+    """Something with options, and a number for each: how likely it is, or what it is worth.
 
     Attributes
     ----------
@@ -42,9 +45,26 @@ class Choice(Protocol):
         """Return the prediction as plain data."""
 
 
+class Text(Protocol):
+    """A continuation of a prompt, and the column that it is shown in."""
+
+    @property
+    def prompt(self) -> str: ...  # noqa: D102 - see the class
+
+    @property
+    def label(self) -> str: ...  # noqa: D102 - see the class
+
+    @property
+    def shown(self) -> str: ...  # noqa: D102 - see the class
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the text as plain data."""
+
+
 _PREDICTORS: Mapping[type, Callable[[OpenedRun, Path], Sequence[Choice]]] = {
     SurveyMethod: predict_shares,
     PairMethod: predict_choices,
+    DPRLHF: predict_rewards,
 }
 
 
@@ -57,7 +77,8 @@ def predict(run: Path, answers: Path) -> Sequence[Choice]:
         Directory of a finished run.
     answers : Path
         For survey methods a group's answers, see :func:`fedalign.predict_survey.predict_shares`; for pair methods a
-        person's judgments, see :func:`fedalign.predict_pairs.predict_choices`.
+        person's judgments, see :func:`fedalign.predict_pairs.predict_choices`; for alignment by reinforcement learning
+        responses to be scored, see :func:`fedalign.predict_rewards.predict_rewards`.
 
     Raises
     ------
@@ -67,13 +88,19 @@ def predict(run: Path, answers: Path) -> Sequence[Choice]:
     directory, config = _read(run)
     predictor = next((p for kind, p in _PREDICTORS.items() if isinstance(config.method, kind)), None)
     if predictor is None:
-        raise UserError(f"{run}: method '{config.method.name}' does not predict survey answers or judgments")
+        raise UserError(f"{run}: method '{config.method.name}' predicts nothing from a file")
     return predictor(OpenedRun.of(directory, config), answers)
 
 
-def write(run: Path, request: TextRequest) -> list[WrittenText]:
-    """Let a run's policy continue prompts; see :func:`fedalign.predict_text.write_texts`."""
-    return write_texts(OpenedRun.of(*_read(run)), request)
+def write(run: Path, request: TextRequest) -> Sequence[Text]:
+    """Let a run's policy continue prompts.
+
+    See :func:`fedalign.predict_text.write_texts` for policies that follow preferences, and
+    :func:`fedalign.predict_stages.write_stages` for those that were trained in stages.
+    """
+    opened = OpenedRun.of(*_read(run))
+    writer = write_stages if isinstance(opened.config.method, DPRLHF) else write_texts
+    return writer(opened, request)
 
 
 def _read(run: Path) -> tuple[RunDirectory, RunConfig]:
@@ -81,4 +108,4 @@ def _read(run: Path) -> tuple[RunDirectory, RunConfig]:
     return directory, parse(directory.read_config())
 
 
-__all__ = ["Choice", "Prediction", "TextRequest", "WrittenText", "predict", "read_prompts", "write"]
+__all__ = ["Choice", "Prediction", "Text", "TextRequest", "predict", "read_prompts", "write"]

@@ -39,6 +39,10 @@ class TextRequest:
         None what the policy was trained with.
     seed : int or None
         None the run's.
+    stages : tuple of str
+        Of a run in stages, whose policies write; none means the last.
+    score : bool
+        Whether the run's reward scores each text.
     """
 
     prompts: tuple[str, ...]
@@ -47,6 +51,8 @@ class TextRequest:
     temperature: float | None
     max_new_tokens: int | None
     seed: int | None
+    stages: tuple[str, ...]
+    score: bool
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,16 @@ class WrittenText:
     prompt: str
     preference: str
     text: str
+
+    @property
+    def label(self) -> str:
+        """What the text is shown under."""
+        return self.preference
+
+    @property
+    def shown(self) -> str:
+        """The text without the space around it."""
+        return self.text.strip()
 
     def to_json(self) -> dict[str, Any]:
         """Return the text as plain data."""
@@ -128,22 +144,35 @@ def read_prompts(path: Path) -> list[str]:
     return prompts
 
 
+def check_numbers(request: TextRequest) -> None:
+    """Refuse numbers that make no sense.
+
+    Raises
+    ------
+    UserError
+        Naming the option.
+    """
+    if request.temperature is not None and not request.temperature >= 0:
+        raise UserError(f"--temperature={request.temperature:g}: must be 0 (greedy) or more")
+    if request.max_new_tokens is not None and request.max_new_tokens < 1:
+        raise UserError(f"--max-new-tokens={request.max_new_tokens}: must be 1 or more")
+
+
 def _policy(run: OpenedRun) -> tuple[PolicyPhase, State]:
     phase = next((phase for phase in run.phases if isinstance(phase, PolicyPhase)), None)
     if phase is None:
         raise UserError(
             f"{run.path}: this run of method '{run.config.method.name}' has no policy that writes; train one with "
-            "method.policy, as experiment=fedvpa_policy does"
+            "method.policy, as experiment=fedvpa_policy does, or with method=dprlhf"
         )
     return phase, run.states[phase.name]
 
 
 def _check(request: TextRequest, phase: PolicyPhase) -> None:
-    """Refuse numbers that make no sense, and preferences of a policy that takes none."""
-    if request.temperature is not None and request.temperature < 0:
-        raise UserError(f"--temperature={request.temperature:g}: must be 0 (greedy) or more")
-    if request.max_new_tokens is not None and request.max_new_tokens < 1:
-        raise UserError(f"--max-new-tokens={request.max_new_tokens}: must be 1 or more")
+    """Refuse numbers that make no sense, stages and rewards, and preferences of a policy that takes none."""
+    check_numbers(request)
+    if request.stages or request.score:
+        raise UserError("--stage and --score are for runs of method=dprlhf; this policy has neither, leave them out")
     if not phase.settings.condition and (request.preferences or request.dials):
         raise UserError(
             "this policy takes no preference: it was trained with method.policy.condition=false; leave --preference "

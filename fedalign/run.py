@@ -176,7 +176,7 @@ def _conduct(
             carry(make_server_app(lambda _: jobs[0], outcomes.append))
             if not outcomes:
                 raise RunFailed("the engine ended before the run did")
-            save_model(directory.model, config.method.name, outcomes[0].artefacts)
+            _save(directory.model, jobs[0], outcomes[0])
     except BaseException as error:
         reason = f"{type(error).__name__}: {error}".strip().rstrip(":")
         try:
@@ -188,6 +188,14 @@ def _conduct(
             _log.exception("%s: the end of the failed run could not be written", directory.path)
         raise
     return _write_end(directory, config, population.dropped, outcomes[0], time.perf_counter() - began, None)
+
+
+def _save(place: Path, job: Job, outcome: Outcome) -> None:
+    """Write what was trained: our own files, and what the phases have for other libraries."""
+    save_model(place, job.method, outcome.artefacts)
+    for phase in job.phases:
+        if phase.name in outcome.artefacts:
+            phase.export(outcome.artefacts[phase.name], place)
 
 
 def _write_end(

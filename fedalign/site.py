@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from fedalign.config import RunConfig, parse
+from fedalign.data.prefixed import PrefixedData
 from fedalign.data.progress import terminal_bar
 from fedalign.data.schema import Question
 from fedalign.federation.site import Site
@@ -29,25 +30,28 @@ def open_site(config: str, node_config: Mapping[str, Any]) -> Site:
     config : str
         Resolved run configuration as JSON, from :func:`fedalign.config.to_json`.
     node_config : mapping
-        The node's own configuration; ``data-path`` points it to the site's data.
+        The node's own configuration; ``data-path`` points it to the site's data, and ``client-prefix`` begins its
+        clients' names, which the data may not make up to be different from other sites' (``silo-1``, ``test-1``).
     """
-    path = node_config.get("data-path")
-    return _open(config, None if path is None else str(path))
+    path, prefix = node_config.get("data-path"), node_config.get("client-prefix", "")
+    return _open(config, None if path is None else str(path), str(prefix))
 
 
 _NO_LOGGER = "fedalign.report.loggers.NoLogger"
 
 
 @functools.lru_cache(maxsize=2)
-def _open(config: str, data_path: str | None) -> Site:
+def _open(config: str, data_path: str | None, prefix: str) -> Site:
     content = json.loads(config)
     if data_path is not None:
         content["data"]["path"] = data_path
     run = parse({**content, "output": None, "name": "site", "logger": {"_target_": _NO_LOGGER}})
     data = run.data.federate(run.partition, run.encoder, Streams(run.seed), None, terminal_bar)
     phases = phases_of(run, data.questionnaire, data.questions)
+    if prefix:
+        data = PrefixedData(data, prefix)
     disjoint = run.partition.disjoint
-    return Site(run.seed, run.engine.threads, phases, data, run.privacy, metric_names(run), disjoint)
+    return Site(run.seed, run.engine.threads, phases, data, run.privacy, metric_names(run, phases), disjoint)
 
 
 def phases_of(

@@ -13,7 +13,7 @@ from rich.table import Table
 from fedalign import run
 from fedalign.config import expand, parse, resolve
 from fedalign.errors import UserError
-from fedalign.predict import Choice, WrittenText
+from fedalign.predict import Choice, Text
 from fedalign.report.compare import compare
 from fedalign.report.compare_tables import show as show_comparison
 from fedalign.report.render import render_run
@@ -98,13 +98,13 @@ def show_predictions(console: Console, predictions: Sequence[Choice]) -> None:
     console.print(table)
 
 
-def show_texts(console: Console, texts: Sequence[WrittenText]) -> None:
-    """Print texts side by side: a row a prompt, a column a preference."""
-    labels = list(dict.fromkeys(text.preference for text in texts))
+def show_texts(console: Console, texts: Sequence[Text]) -> None:
+    """Print texts side by side: a row a prompt, a column a preference or stage."""
+    labels = list(dict.fromkeys(text.label for text in texts))
     table = Table(show_lines=True)
     for name in ("prompt", *labels):
         table.add_column(escape(name), ratio=1)
     for start in range(0, len(texts), len(labels)):
         row = texts[start : start + len(labels)]
-        table.add_row(escape(row[0].prompt), *(escape(text.text.strip()) for text in row))
+        table.add_row(escape(row[0].prompt), *(escape(text.shown) for text in row))
     console.print(table)

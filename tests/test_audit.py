@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from fedalign.audit import PLOT, RESULT, Audited, Request, audit_run
-from fedalign.audited_run import _stages
+from fedalign.audited_run import _check_alone, _stages
 from fedalign.cli import main
 from fedalign.config import parse, resolve
 from fedalign.contribution import Contribution
-from fedalign.data.federated import ClientInfo
+from fedalign.data.federated import ClientInfo, Role
 from fedalign.errors import RunFailed, UserError
+from fedalign.federation.directory import ClientDirectory
 from fedalign.federation.site import Site
 from fedalign.privacy import distributed_noise, dp_sgd, unit_gradients
 from fedalign.privacy.client_level import ClientLevel
@@ -244,3 +245,13 @@ def test_canaries_are_in_the_stages_that_a_unit_may_be_in(
         phase.stage = stage
     config = replace(parse(resolve([*TINY, *overrides])), partition=SimpleNamespace(disjoint=disjoint))  # type: ignore[arg-type]
     assert _stages(config, Site(5, 1, phases, Staged())) == expected
+
+
+def test_a_client_that_cannot_train_every_phase_alone_is_refused_with_what_to_choose() -> None:
+    phases = [Halfway(), Halfway(), Halfway(rounds=0)]
+    for phase, stage in zip(phases, ("sft", "rl", "reward"), strict=True):
+        phase.stage = stage
+    _check_alone(phases, ClientDirectory.of([ClientInfo("silo-1", Role.TRAIN, ("sft", "rl"))]))
+    _check_alone(phases, ClientDirectory.of([ClientInfo("silo-1", Role.TRAIN)]))
+    with pytest.raises(UserError, match=r"all stages \(it lacks rl\); audit .* partition=silos"):
+        _check_alone(phases, ClientDirectory.of([ClientInfo("ann", Role.TRAIN, ("sft",))]))

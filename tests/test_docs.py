@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests.documentation import Command, File, read_page
+from tests.language_models import random_model
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MODEL = "language-model"
+"""The folder of a causal model that readers are told to bring."""
 EVERY_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
 
@@ -20,7 +23,10 @@ def follow(page, directory, monkeypatch, capsys, slow):
     from fedalign.cli import main
 
     monkeypatch.chdir(directory)
-    for step in read_page(page.read_text()):
+    text = page.read_text()
+    if f"={MODEL}" in text:
+        random_model("gpt2", directory / MODEL)
+    for step in read_page(text):
         if step.slow and not slow:
             continue
         if isinstance(step, File):

@@ -24,6 +24,7 @@ from fedalign.guarantee import (
     local_privacy,
     metric_names,
     refuse_open_metrics,
+    taken_as_public,
 )
 from fedalign.methods.base import Artefacts, Participation
 from fedalign.privacy.delta import default_delta
@@ -85,7 +86,27 @@ REFUSED = {
         r"privacy\.clip and privacy\.mechanism belong",
     ),
     "epsilon without mechanism": ("privacy=secure_sum privacy.epsilon=4", r"privacy\.epsilon needs a mechanism"),
-    "delta too large": ("privacy=central privacy.delta=0.5", r"privacy\.delta=0\.5 must be below 1/3"),
+    "delta too large": ("privacy=central privacy.delta=0.11", r"privacy\.delta=0\.11 is not valid: .* equal to 0\.1"),
+    "delta too large on clients": (
+        "privacy=local_user privacy.delta=0.5 method.prior=none",
+        r"privacy\.delta=0\.5 is not",
+    ),
+    "a delta of one over the people": (
+        "privacy=local_user privacy.delta=0.1 method.prior=none data.groups=12",
+        r"privacy\.delta=0\.1: phase 'gpo' reads 10 users",
+    ),
+    "a rate of no phase": (
+        "privacy=local_user method.prior=none +privacy.local.rates.gpt=0.5",
+        r"privacy\.local\.rates\.gpt: no such phase; there are gpo",
+    ),
+    "a bound of no phase": (
+        "privacy=local_user method.prior=none +privacy.local.clips.gpt=0.5",
+        r"privacy\.local\.clips\.gpt: no such phase; there are gpo",
+    ),
+    "metrics that noise drowns": (
+        "privacy=central privacy/metrics=summed privacy.metrics.noise_multiplier=5",
+        r"privacy\.metrics\.noise_multiplier=5: .* fewer than 30 clients, of which there are 5",
+    ),
     "a unit that training cannot single out": (
         "privacy=local_example method.prior=none",
         r"privacy\.local\.unit=example: ",
@@ -156,18 +177,18 @@ def test_a_guarantee_is_kept_by_a_custodian() -> None:
 
 def test_released_metrics_are_the_headline_and_the_one_that_chooses() -> None:
     noise = "privacy.metrics.noise_multiplier=9"
-    config, _ = configured("privacy=central", "privacy/metrics=summed", noise)
-    assert metric_names(config) == (config.method.headline, config.method.selection)
-    assert metric_names(configured("privacy=central")[0]) == ()
-    assert metric_names(configured()[0]) == ()
-    named = configured("privacy=central", "privacy/metrics=summed", noise, "privacy.metrics.names=[b,a]")[0]
-    assert metric_names(named) == ("b", "a")
+    config, phases = configured("privacy=central", "privacy/metrics=summed", noise)
+    assert metric_names(config, phases) == (config.method.headline, config.method.selection)
+    assert metric_names(*configured("privacy=central")) == ()
+    assert metric_names(*configured()) == ()
+    named = configured("privacy=central", "privacy/metrics=summed", noise, "privacy.metrics.names=[b,a]")
+    assert metric_names(*named) == ("b", "a")
 
 
 def test_a_metric_named_twice_is_released_once() -> None:
     """Twice in the vector, it would be twice as much as its noise is made for."""
     twice = ["privacy=secure_sum", "privacy.metrics.names=[a,a]"]
-    assert metric_names(configured(*twice)[0]) == ("a",)
+    assert metric_names(*configured(*twice)) == ("a",)
 
 
 def test_exact_metrics_of_real_nodes_are_refused() -> None:
@@ -199,10 +220,10 @@ def test_local_noise_is_the_same_for_server_and_nodes() -> None:
 
 
 def test_training_clients_are_what_delta_is_held_against() -> None:
-    config, phases = configured("privacy=central", "privacy.delta=0.3")
-    check_guarantee(config, phases, ClientDirectory(["a", "b", "c"], [], {}))
-    with pytest.raises(UserError, match="below 1/4"):
-        check_guarantee(config, phases, CLIENTS)
+    config, phases = configured("privacy=central", "privacy.delta=0.1")
+    check_guarantee(config, phases, ClientDirectory([f"c{i}" for i in range(9)], [], {}))
+    with pytest.raises(UserError, match="below 1/10"):
+        check_guarantee(config, phases, ClientDirectory([f"c{i}" for i in range(10)], [], {}))
 
 
 def test_the_tiny_world_has_three_training_clients() -> None:
@@ -287,3 +308,46 @@ def test_a_phase_that_nobody_evaluates_releases_no_metrics() -> None:
     both = account_of(laid_out(False, *noise), PHASES, STAGED, None).plan()
     one = account_of(laid_out(False, *noise), [PHASES[0], silent], STAGED, None).plan()
     assert (both[-1].count, one[-1].count) == (9, 3)
+
+
+def test_a_phase_that_tells_none_of_the_metrics_releases_none() -> None:
+    """Nor does one whose evaluation nobody is there for."""
+    summed = ("privacy=central", "privacy/metrics=summed", "privacy.metrics.noise_multiplier=30")
+    config = laid_out(False, *summed, "privacy.metrics.names=[unseen/win_rate]", "federation.evaluate_every=1")
+    phases = [Learns("sft", 2, "sft"), Learns("rl", 5, "rl")]
+    phases[0].bounded_metrics, phases[1].bounded_metrics = frozenset(), frozenset({"unseen/win_rate"})
+    assert account_of(config, phases, STAGED, None).plan()[-1].count == 6
+    phases[1].evaluated = frozenset({Role.UNSEEN})
+    assert [entry.phase for entry in account_of(config, phases, STAGED, None).plan()] == ["sft", "rl"]
+
+
+def test_metrics_that_nobody_names_are_those_that_an_evaluation_tells() -> None:
+    summed = ("privacy=central", "privacy/metrics=summed", "privacy.metrics.noise_multiplier=0.3")
+    config = laid_out(False, *summed)
+    phase = Learns("sft", 2, "sft")
+    for told in ((config.method.selection,), (config.method.headline,), ()):
+        phase.bounded_metrics = frozenset(told)
+        assert metric_names(config, [phase]) == told
+    with pytest.raises(UserError, match=r"privacy/metrics=summed: no evaluation tells of"):
+        check_guarantee(config, [phase], STAGED)
+
+
+def test_only_surveys_have_questions_that_are_taken_as_public() -> None:
+    assert taken_as_public(configured("privacy=central")[0]) == ("which questions a survey asks",)
+    pairs = parse(resolve([*PAIRS, "method=fedavg_bt", "privacy=central"]))
+    assert taken_as_public(pairs) == ()
+
+
+@pytest.mark.slow
+def test_the_published_noise_is_that_of_the_published_steps() -> None:
+    """Wu et al. (2024): 40 passes in batches of 512 and 100 in batches of 256, over 12500 reviews each, epsilon 4."""
+    config = parse(resolve(["experiment=dprlhf_published"]))
+    method: Any = config.method
+    phases = [Learns(name, block.rounds, name) for name, block in (("sft", method.sft), ("rl", method.rl))]
+    for phase, block in zip(phases, (method.sft, method.rl), strict=True):
+        phase.local_steps = block.local.steps
+    noise = local_privacy(config, phases)
+    assert noise is not None
+    assert {name: round(value, 2) for name, value in noise.noise_multipliers.items()} == {"sft": 1.50, "rl": 1.62}
+    steps = {phase.name: phase.rounds * phase.local_steps for phase in phases}
+    assert steps == {"sft": 976, "rl": 4880}

@@ -72,7 +72,7 @@ def test_only_one_kind_of_weights_is_downloaded(
         asked.update(keys, repo=repo)
         return str(tmp_path)
 
-    def model_info(self: object, repo: str, timeout: float) -> SimpleNamespace:
+    def model_info(self: object, repo: str, revision: None, timeout: float) -> SimpleNamespace:
         files = ("config.json", "pytorch_model.bin", weights)
         return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in files])
 
@@ -90,3 +90,22 @@ def test_a_local_folder_wins_over_a_hub_name(tmp_path: Path, monkeypatch: pytest
     own.mkdir(parents=True)
     (own / "config.json").write_text("{}")
     assert model_folder("org/model", "encoder.model") == Path("org/model")
+
+
+def test_a_revision_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[object] = []
+
+    def snapshot_download(repo: str, *, revision: str, local_files_only: bool = False, **keys: Any) -> str:
+        asked.append(("cache" if local_files_only else keys["allow_patterns"], revision))
+        if local_files_only:
+            raise FileNotFoundError
+        return str(tmp_path)
+
+    def dataset_info(self: object, repo: str, revision: str, timeout: float) -> SimpleNamespace:
+        asked.append(("hub", revision))
+        return SimpleNamespace(siblings=[])
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", dataset_info)
+    assert dataset_file("org/data", "a/d.csv", "refs/pr/1") == tmp_path / "a" / "d.csv"
+    assert asked == [("cache", "refs/pr/1"), ("hub", "refs/pr/1"), (["a/d.csv"], "refs/pr/1")]

@@ -208,5 +208,5 @@ class Writer(Method):
 
 def test_a_method_of_another_kind_is_refused(trained: Path, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(predicting, "parse", lambda resolved: dataclasses.replace(parse(resolved), method=Writer()))
-    with pytest.raises(UserError, match="method 'writer' does not predict survey answers"):
+    with pytest.raises(UserError, match="method 'writer' predicts nothing from a file"):
         predict(trained, write([*TOLD, *ASKED]))

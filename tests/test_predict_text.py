@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 
 from fedalign.cli import main
 from fedalign.errors import UserError
-from fedalign.predict import TextRequest, WrittenText, write
-from fedalign.predict_text import EVERYBODY, read_prompts
+from fedalign.predict import TextRequest, write
+from fedalign.predict_text import EVERYBODY, WrittenText, read_prompts
 from fedalign.sweep import show_texts
 from tests.tiny import trained_run, use_cache
 from tests.tiny_policy import policy_run
 
-ASK = TextRequest(("the film was", "I liked"), (), (), None, None, None)
+ASK = TextRequest(("the film was", "I liked"), (), (), None, None, None, (), False)
 
 
 @pytest.fixture(scope="session")
@@ -152,7 +152,7 @@ def test_the_command_shows_texts_side_by_side_and_writes_them(
 @pytest.mark.parametrize("arguments", [[], ["answers.jsonl", "--prompt", "Well"]])
 def test_what_is_asked_must_be_clear(trained: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", str(trained), *arguments]) == 2
-    assert "give either a file of answers or judgments, or prompts to continue" in capsys.readouterr().err
+    assert "give either a file (answers, judgments, responses) or prompts to continue" in capsys.readouterr().err
 
 
 def test_texts_are_shown_a_row_a_prompt() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,8 @@ from fedalign.data.federated import ClientInfo, Role
 from fedalign.errors import UserError
 from fedalign.site import open_site, setting
 from tests.tiny import TINY, use_cache
+from tests.tiny_alignment import ALIGNMENT
+from tests.tiny_policy import PAIRS, language_model_of
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +66,30 @@ def test_a_node_reads_its_own_data(tmp_path: Path) -> None:
     site = open_site(own, {"data-path": str(path)})
     assert [client.name for client in site.data.clients] == ["Wales"]
     assert [client.name for client in open_site(own, {}).data.clients] != ["Wales"]
+
+
+ALIGNED = ("method=dprlhf", *ALIGNMENT, "partition=silos", "partition.clients=2")
+
+
+@pytest.mark.parametrize("overrides", [TINY, ("method=fedvpa", *PAIRS), ALIGNED], ids=["survey", "pairs", "texts"])
+def test_a_prefix_parts_nodes_whose_clients_have_the_same_names(
+    overrides: Sequence[str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    model = f"model.model={language_model_of(tmp_path_factory.getbasetemp())}"
+    content = to_json(resolve([*overrides, *([model] if overrides is ALIGNED else [])]))
+    plain, north, south = (
+        open_site(content, node).data for node in ({}, {"client-prefix": "north/"}, {"client-prefix": "south/"})
+    )
+    names = {client.name for client in plain.clients}
+    assert {client.name for client in north.clients} == {f"north/{name}" for name in names}
+    assert not {client.name for client in north.clients} & {client.name for client in south.clients}
+    for client, own in zip(plain.clients, north.clients, strict=True):
+        assert (own.role, own.stages) == (client.role, client.stages)
+        shard, renamed = plain.shard(client.name), north.shard(own.name)
+        assert renamed.client == own.name
+        kept = [field.name for field in fields(shard) if field.name != "client"]
+        assert all(repr(getattr(renamed, name)) == repr(getattr(shard, name)) for name in kept)
+    assert north.dropped == plain.dropped
 
 
 def test_a_path_that_is_not_there_is_named() -> None:

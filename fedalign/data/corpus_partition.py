@@ -21,8 +21,8 @@ from fedalign.rng import Streams
 class StagedPartition(CorpusPartition):
     """What all partitions share: users are given to stages, then to clients, and test texts to unseen clients.
 
-    Which user serves which stage depends on the seed, the data and the shares alone, so it is the same in every
-    partition.
+    Which stage a user serves depends on the seed, the shares and that user's own data alone: it is the same in every
+    partition, and nobody's changes when another user comes or goes.
 
     =================== ==============================================================================
     count               what was left out
@@ -60,7 +60,7 @@ class StagedPartition(CorpusPartition):
         training = [example for example in corpus.examples if example.split == "train"]
         readers = readable(training, list(self.shares.served))
         assigned = assign(readers, self.shares, self.disjoint, streams)
-        hosts = self.hosts(assigned)
+        hosts = self.hosts(assigned, streams)
         shards = [*_training_shards(hosts, assigned, readers), *self._unseen_shards(corpus, streams)]
         name, count = Counter(shard.client for shard in shards).most_common(1)[0]
         if count > 1:
@@ -74,13 +74,14 @@ class StagedPartition(CorpusPartition):
         return shards, dict(+dropped)
 
     @abstractmethod
-    def hosts(self, assigned: Mapping[str, tuple[str, ...]]) -> Mapping[str, Sequence[str]]:
+    def hosts(self, assigned: Mapping[str, tuple[str, ...]], streams: Streams) -> Mapping[str, Sequence[str]]:
         """Return each training client's users; every user is on one client.
 
         Parameters
         ----------
         assigned : mapping from user to tuple of str
-            What stages a user serves; in random order, users of the same stages next to one another.
+            What stages a user serves; sorted by user.
+        streams : Streams
 
         Raises
         ------
@@ -108,14 +109,14 @@ class StagedPartition(CorpusPartition):
 class Users(StagedPartition):
     """One client for each user, named like the user."""
 
-    def hosts(self, assigned: Mapping[str, tuple[str, ...]]) -> Mapping[str, Sequence[str]]:
+    def hosts(self, assigned: Mapping[str, tuple[str, ...]], streams: Streams) -> Mapping[str, Sequence[str]]:
         """Return a client for each user, sorted by name."""
         return {user: (user,) for user in sorted(assigned)}
 
 
 @dataclass(frozen=True)
 class Silos(StagedPartition):
-    """Clients called silo-1, silo-2, ... that hold many users each, dealt evenly, and so are the users of each stage.
+    """Clients called silo-1, silo-2, ... that hold many users each; a coin of each user's own says which.
 
     Parameters
     ----------
@@ -125,21 +126,24 @@ class Silos(StagedPartition):
 
     clients: Annotated[int, Field(ge=1)]
 
-    def hosts(self, assigned: Mapping[str, tuple[str, ...]]) -> Mapping[str, Sequence[str]]:
-        """Return silos whose sizes differ by one user at most.
+    def hosts(self, assigned: Mapping[str, tuple[str, ...]], streams: Streams) -> Mapping[str, Sequence[str]]:
+        """Return silos of about the same size.
 
         Raises
         ------
         UserError
-            If there are fewer users than silos.
+            If a silo would have nobody.
         """
-        users = list(assigned)
-        if len(users) < self.clients:
+        silos: dict[str, list[str]] = {f"silo-{i + 1}": [] for i in range(self.clients)}
+        for user in assigned:
+            coin = int(streams.at(client=user).numpy("partition/silo").integers(self.clients))
+            silos[f"silo-{coin + 1}"].append(user)
+        empty = [silo for silo, users in silos.items() if not users]
+        if empty:
             raise UserError(
-                f"partition.clients={self.clients}: the data have {len(users)} users, fewer than one for each silo; "
-                f"set partition.clients={len(users)} or less"
+                f"partition.clients={self.clients}: nobody of {len(assigned)} users came to {empty[0]}; lower it"
             )
-        return {f"silo-{i + 1}": users[i :: self.clients] for i in range(self.clients)}
+        return silos
 
 
 def _training_shards(

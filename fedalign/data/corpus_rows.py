@@ -103,10 +103,10 @@ def _usable(rows: Iterable[CorpusRow], test_fraction: float, counts: Counter[str
             counts[reason] += 1
             continue
         seen.add(row)
-        rejected = None if row.rejected is None else _continuing(row.prompt, row.rejected)
+        rejected = None if row.rejected is None else continuing(row.prompt, row.rejected)
         yield replace(
             row,
-            response=_continuing(row.prompt, row.response),
+            response=continuing(row.prompt, row.response),
             rejected=rejected,
             split=row.split or split_of(row.prompt if row.prompt.strip() else row.response, test_fraction),
         )
@@ -120,7 +120,8 @@ def _reason_to_drop(row: CorpusRow) -> str | None:
     return None
 
 
-def _continuing(prompt: str, response: str) -> str:
+def continuing(prompt: str, response: str) -> str:
+    """Return a response, which is not empty, with the space that parts it from its prompt where it needs one."""
     apart = not prompt or prompt[-1].isspace() or response[0].isspace()
     return response if apart else f" {response}"
 

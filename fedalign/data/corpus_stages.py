@@ -46,15 +46,16 @@ class Shares:
 def readable(examples: Sequence[Example], stages: Sequence[str]) -> dict[str, list[Example]]:
     """Return, for each stage, which of a corpus' training examples it can learn from.
 
-    Imitation learns from demonstrations; in a corpus of comparisons alone it imitates the preferred texts. A reward
-    model learns from comparisons, reinforcement learning from every prompt.
+    Imitation learns from a user's demonstrations; of a user who has comparisons alone it imitates the preferred texts.
+    A reward model learns from comparisons, reinforcement learning from every prompt. What a stage reads of a user
+    depends on that user's examples alone.
     """
-    demonstrated = any(example.rejected is None for example in examples)
+    demonstrators = {example.user for example in examples if example.rejected is None}
 
     def fits(example: Example, stage: str) -> bool:
         if stage == REWARD:
             return example.rejected is not None
-        return stage != SFT or not demonstrated or example.rejected is None
+        return stage != SFT or example.user not in demonstrators or example.rejected is None
 
     return {stage: [example for example in examples if fits(example, stage)] for stage in stages}
 
@@ -62,13 +63,17 @@ def readable(examples: Sequence[Example], stages: Sequence[str]) -> dict[str, li
 def assign(
     readers: Mapping[str, Sequence[Example]], shares: Shares, disjoint: bool, streams: Streams
 ) -> dict[str, tuple[str, ...]]:
-    """Return which stages each user serves.
+    """Return which stages each user serves: by a coin of the user's own, so that nobody's stage depends on others.
+
+    Parallel composition needs that: with a quota for every stage, a user who leaves would move others to another
+    stage, and both stages would tell of it. Stages therefore have their shares of the users in expectation only.
 
     Parameters
     ----------
     readers : mapping from stage to sequence of Example
         What each stage can learn from; see ``readable``.
     shares : Shares
+        Among the stages that can learn from a user, in proportion to these.
     disjoint : bool
         Whether every user serves exactly one stage; if not, all that can learn from the user.
     streams : Streams
@@ -76,12 +81,12 @@ def assign(
     Returns
     -------
     dict from user to tuple of str
-        In random order, users of the same stages next to one another.
+        Sorted by user.
 
     Raises
     ------
     UserError
-        If a stage finds too few users that it can learn from.
+        If a stage finds nobody.
     """
     able = {stage: {example.user for example in examples} for stage, examples in readers.items()}
     for stage in shares.served:
@@ -91,57 +96,27 @@ def assign(
                 "and raise the others"
             )
     everybody = sorted(set().union(*able.values()))
-    order = [everybody[i] for i in streams.numpy("partition/stages").permutation(len(everybody))]
     if not disjoint:
-        return {user: tuple(stage for stage in able if user in able[stage]) for user in order}
-    return _one_stage_each(order, able, shares)
-
-
-def _one_stage_each(order: Sequence[str], able: Mapping[str, set[str]], shares: Shares) -> dict[str, tuple[str, ...]]:
-    """Return one stage for each user; users who can serve few stages are taken first, so that quotas are met."""
-    free = sorted(order, key=lambda user: sum(user in users for users in able.values()))
-    wanted = quotas(len(order), shares.served)
-    assigned: dict[str, tuple[str, ...]] = {}
-    # The stages that cannot learn from everybody choose first.
-    for stage in sorted(wanted, key=lambda stage: len(able[stage])):
-        chosen = [user for user in free if user in able[stage]][: wanted[stage]]
-        if len(chosen) < wanted[stage]:
+        return {user: tuple(stage for stage in able if user in able[stage]) for user in everybody}
+    assigned: dict[str, tuple[str, ...]] = {user: (_drawn(user, able, shares, streams),) for user in everybody}
+    for stage in shares.served:
+        if (stage,) not in assigned.values():
             raise UserError(
-                f"partition.shares.{stage}={shares.served[stage]:g}: {wanted[stage]} of {len(order)} users are to "
-                f"serve it, and {len(chosen)} of them have {_needed(stage)}; lower it to "
-                f"{int(100 * len(chosen) / len(order)) / 100:g} or less and raise the others"
+                f"partition.shares.{stage}={shares.served[stage]:g}: none of {len(everybody)} users came to serve it; "
+                "raise it, take more users, or set partition.disjoint=false"
             )
-        assigned |= dict.fromkeys(chosen, (stage,))
-        taken = set(chosen)
-        free = [user for user in free if user not in taken]
-    rank = {user: i for i, user in enumerate(order)}
-    return dict(sorted(assigned.items(), key=lambda item: (STAGES.index(item[1][0]), rank[item[0]])))
+    return assigned
 
 
-def quotas(n: int, shares: Mapping[str, float]) -> dict[str, int]:
-    """Return how many of n users each stage gets: the nearest to the shares that sums to n, but one at least.
-
-    Raises
-    ------
-    UserError
-        If there are fewer users than stages.
-    """
-    if n < len(shares):
-        raise UserError(
-            f"partition.disjoint=true: {len(shares)} stages ({', '.join(shares)}) need a user each, the data have {n}; "
-            "set partition.disjoint=false, or the share of a stage to 0"
-        )
-    total = sum(shares.values())
-    exact = {stage: n * share / total for stage, share in shares.items()}
-    counts = {stage: int(value) for stage, value in exact.items()}
-    by_remainder = sorted(exact, key=lambda stage: counts[stage] - exact[stage])
-    for stage in by_remainder[: n - sum(counts.values())]:
-        counts[stage] += 1
-    for stage in counts:
-        if not counts[stage]:
-            counts[max(counts, key=lambda other: counts[other])] -= 1
-            counts[stage] = 1
-    return counts
+def _drawn(user: str, able: Mapping[str, set[str]], shares: Shares, streams: Streams) -> str:
+    """Return the stage that a user's coin says, out of those that can learn from the user."""
+    fitting = [(stage, share) for stage, share in shares.served.items() if user in able[stage]]
+    coin = float(streams.at(client=user).numpy("partition/stage").random()) * sum(share for _, share in fitting)
+    for stage, share in fitting:
+        coin -= share
+        if coin < 0:
+            return stage
+    return fitting[-1][0]
 
 
 def _needed(stage: str) -> str:

@@ -19,6 +19,7 @@ from fedalign.data.corpus_files import table_in
 from fedalign.data.corpus_rows import GROUP, CorpusRow, corpus_of
 from fedalign.data.table import read_table
 from fedalign.errors import UserError
+from fedalign.hub import dataset_file
 from fedalign.rng import Streams
 
 HUB_NAME = "openai/summarize_from_feedback"
@@ -72,7 +73,7 @@ class TLDR(CorpusSource):
             return
         for name, split in _TABLES.items():
             file = HUB_FILE.format(split=name)
-            table = _hub_file(file) if path is None else table_in(path, (name, file))
+            table = dataset_file(HUB_NAME, file, HUB_REVISION) if path is None else table_in(path, (name, file))
             for where, record in read_table(table, ("info", "summaries", "choice")):
                 yield from _row(record, where, split, counts)
 
@@ -111,17 +112,3 @@ def _split(value: object, where: str) -> Split:
     if name.startswith(("valid", "test")):
         return "test"
     raise UserError(f"{where}: 'split' holds {name!r}; it must be train, or begin with valid or test")
-
-
-def _hub_file(file: str) -> Path:
-    """Return the local path of one of the hub's converted files, from its cache where it is there."""
-    import huggingface_hub
-
-    try:
-        return Path(huggingface_hub.hf_hub_download(HUB_NAME, file, repo_type="dataset", revision=HUB_REVISION))
-    except Exception as error:  # the hub client's network errors share no base class across its versions
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"data.path: the dataset {HUB_NAME!r} is not cached and the hub cannot give it ({reason}); "
-            "go online once, or set a local path"
-        ) from None

@@ -141,7 +141,7 @@ class Account:
     def _entry(self, exposure: Exposure, noise_multiplier: float, rounds: int) -> Entry:
         name, members = exposure.name, None if exposure.part is None else exposure.part.name
         if self.privacy.local is not None:
-            event: Event = PoissonGaussianEvent(self.privacy.local.rate, noise_multiplier)
+            event: Event = PoissonGaussianEvent(self.privacy.local.in_phase(name).rate, noise_multiplier)
             return Entry(name, event, rounds * exposure.steps, members)
         assert self.privacy.mechanism is not None
         event = self.privacy.mechanism.event(noise_multiplier, exposure.sampling, exposure.size)

@@ -72,6 +72,7 @@ class CanaryPhase(Phase[Any]):
         self.name, self.rounds, self.needs, self.diagnostic = inner.name, inner.rounds, inner.needs, inner.diagnostic
         self.participation, self.stage, self.evaluated = inner.participation, inner.stage, inner.evaluated
         self.local_units, self.local_steps = inner.local_units, inner.local_steps
+        self.bounded_metrics = inner.bounded_metrics
 
     def check(self, shard: Any) -> None:
         """Refuse what the phase refuses; it can work on any canary."""

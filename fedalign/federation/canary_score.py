@@ -30,12 +30,12 @@ class ScoringCustodian(Custodian):
     Parameters
     ----------
     privacy : Protection
-    open_account, seed
+    open_account, seed, public
         See :class:`Custodian`; metrics are none.
     """
 
-    def __init__(self, privacy: Protection, open_account: OpenAccount, seed: int) -> None:
-        super().__init__(privacy, (), open_account, seed)
+    def __init__(self, privacy: Protection, open_account: OpenAccount, seed: int, public: Sequence[str] = ()) -> None:
+        super().__init__(privacy, (), open_account, seed, public)
         self._seen: dict[str, Vector] = {}
         self._stages: dict[str, str | None] = {}
         self._releases: Counter[str] = Counter()

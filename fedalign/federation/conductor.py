@@ -132,7 +132,6 @@ class Conductor:
         self.outcome = Outcome()
         self._best: float | None = None
         self._began = time.perf_counter()
-        self._selection: float | None = None
 
     def run(self) -> Outcome:
         """Run every phase, or what is left of them, and return the outcome.
@@ -197,7 +196,7 @@ class Conductor:
                 metrics += self._evaluate(strategy, state, number, last) + self._spent(strategy, number)
             self._report(strategy, number, trained, time.perf_counter() - began, metrics)
             if evaluated:
-                self._keep_best(strategy, state, number)
+                self._keep_best(strategy, state, number, metrics)
             if last or number % settings.checkpoint_every == 0:
                 self._checkpoint(strategy, state, number)
         self.outcome.artefacts[phase.name] = dict(state)
@@ -267,11 +266,8 @@ class Conductor:
             strategy.evaluation_sums, strategy.evaluation_tensors = [], {}
         self._count(down_bytes=strategy.tally.received_bytes, up_bytes=strategy.tally.sent_bytes)
         ends = last and strategy.index == len(self.job.phases) - 1
-        metrics = self._finish(
-            strategy, strategy.evaluation_sums, strategy.evaluation_tensors, "test" if ends else "eval", number
-        )
-        self._selection = next((m.value for m in metrics if m.group is None and m.name == self.job.selection), None)
-        return metrics
+        scope: Scope = "test" if ends else "eval"
+        return self._finish(strategy, strategy.evaluation_sums, strategy.evaluation_tensors, scope, number)
 
     def _finish(
         self,
@@ -305,9 +301,14 @@ class Conductor:
             {**self.job.custody.facts(), "stopped": self._stopped}, self.job.custody.tensors(),
         )  # fmt: skip
 
-    def _keep_best(self, strategy: SumStrategy, state: State, number: int) -> None:
-        """Save the state if the selection metric of its evaluation is the best of the main phase so far."""
-        value = self._selection
+    def _keep_best(self, strategy: SumStrategy, state: State, number: int, metrics: Sequence[Metric]) -> None:
+        """Save the state if its selection metric is the best of the main phase so far.
+
+        It is that of the evaluation, or, where no evaluation has one of that name, what clients told of training in the
+        round that led to the state.
+        """
+        told = {m.scope == "train": m.value for m in metrics if m.group is None and m.name == self.job.selection}
+        value = told.get(False, told.get(True))
         if value is None or strategy.index != self.job.main_phase or not self.job.custody.lets_choose:
             return
         if self._best is None or value > self._best:

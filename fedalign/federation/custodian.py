@@ -14,6 +14,7 @@ from fedalign.federation.account import Account, finite
 from fedalign.federation.custody import Custody, check_finite
 from fedalign.federation.directory import ClientDirectory
 from fedalign.federation.messages import Terms
+from fedalign.federation.metric_plan import count_floor, metric_bound, tells
 from fedalign.federation.secure_grid import SUM, SecureSumGrid
 from fedalign.federation.shield import NORM_BIT, metric_scalars
 from fedalign.federation.vectors import WordCode, word_code
@@ -44,10 +45,19 @@ class Custodian(Custody):
     open_account : callable
         Returns the account of a run with these clients; None where no differential privacy is promised.
     seed : int
+    public : sequence of str
+        What the guarantee takes as public, of the data that the run is about.
     """
 
-    def __init__(self, privacy: Protection, metrics: Sequence[str], open_account: OpenAccount, seed: int) -> None:
-        self.privacy, self.metrics, self.seed = privacy, tuple(metrics), seed
+    def __init__(
+        self,
+        privacy: Protection,
+        metrics: Sequence[str],
+        open_account: OpenAccount,
+        seed: int,
+        public: Sequence[str] = (),
+    ) -> None:
+        self.privacy, self.metrics, self.seed, self.public = privacy, tuple(metrics), seed, tuple(public)
         self._open_account = open_account
         self.account: Account | None = None
         self._bounds: dict[str, float] = {}
@@ -127,6 +137,8 @@ class Custodian(Custody):
         """Return the public numbers of an evaluation; None where metrics are withheld, or not affordable."""
         if isinstance(self.privacy.metrics, WithheldMetrics):
             return None
+        if self.metrics and self.privacy.private and not tells(phase, self.metrics):
+            return None
         if self.account is not None and not self.account.affords_metrics():
             return None
         size = 2 * len(self.metrics) if self._code is not None else 0
@@ -158,9 +170,7 @@ class Custodian(Custody):
             streams = Streams(self.seed, phase.name, number)
             generator = self.privacy.randomness.generator(streams, "metrics")
             vector = add_gaussian(vector, self._metric_noise * self._metric_bound, generator)
-        # A count that noise alone could make says nothing.
-        floor = max(0.5, 3 * self._metric_noise * self._metric_bound)
-        known = np.repeat(vector[1::2] >= floor, 2)
+        known = np.repeat(vector[1::2] >= count_floor(self._metric_noise, len(self.metrics)), 2)
         scalars = metric_scalars(np.where(known, vector, 0.0), self.metrics)
         return Contribution(scalars={k: v for k, v in scalars.items() if scalars[k.rpartition("|")[0] + "|n"] > 0})
 
@@ -185,7 +195,7 @@ class Custodian(Custody):
 
         if self.privacy.private and self.account is None:
             return None
-        return statement(self.privacy, self.account, self.metrics, self._bounds)
+        return statement(self.privacy, self.account, self.metrics, self._bounds, self.public)
 
     def facts(self) -> dict[str, Any]:
         """Return the ledger and the bounds."""
@@ -226,7 +236,7 @@ class Custodian(Custody):
     @property
     def _metric_bound(self) -> float:
         """L2 norm of one client's values and counts, each at most 1."""
-        return float(np.sqrt(2 * len(self.metrics)))
+        return metric_bound(len(self.metrics))
 
     @property
     def _metric_noise(self) -> float:

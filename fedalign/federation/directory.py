@@ -70,7 +70,7 @@ class ClientDirectory:
             if not clients:
                 raise UserError(
                     f"partition: no training client holds data of stage {phase.stage!r}, which phase {phase.name!r} "
-                    "learns from; give some clients that stage, or leave the phase out of the method"
+                    f"learns from; give it users (partition.shares.{phase.stage}), or leave the phase out of the method"
                 )
             sampler.check(clients)
 
@@ -130,7 +130,10 @@ def discover(grid: Grid, config: str, expected: int, timeout: float) -> ClientDi
             raise RunFailed(f"node {reply.metadata.src_node_id} cannot start: {reply.error.reason}")
         for name, role, stages in json.loads(str(reply.content.config_records[REPORT]["clients"])):
             if name in node_of:
-                raise RunFailed(f"client {name} is on two nodes; give each node its own partition or data")
+                raise RunFailed(
+                    f"client {name} is on two nodes; give each node its own partition or data, or a client-prefix in "
+                    "its node configuration"
+                )
             node_of[name] = reply.metadata.src_node_id
             clients.append(ClientInfo(name, Role(role), tuple(stages)))
     if len(replies) < len(nodes):

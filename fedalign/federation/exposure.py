@@ -94,7 +94,7 @@ def exposure_of(
     if everyone or (privacy.mechanism is not None and privacy.mechanism.amplified(sampling)):
         # Who is in a secret cohort is drawn afresh, so nothing less can be known ahead.
         most = phase.rounds
-    elif phase.local_steps:
+    elif privacy.local is not None:
         most = most_rounds_at_worst(phase, sampler)
     else:
         most = most_rounds(phase, sampler, clients, seed)

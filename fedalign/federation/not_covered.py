@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from fedalign.federation.account import Account
 from fedalign.federation.shared_units import composition_of
@@ -14,27 +14,36 @@ from fedalign.privacy.scheme import Scheme
 _ELSEWHERE = {
     Unit.CLIENT: "a person whose data are on several clients: the promise is for each client by itself",
     Unit.EXAMPLE: (
-        "a person with several judgments: the promise is for each of them by itself, and for those that the partition "
-        "has kept (max_train and small=drop choose among them)"
+        "a person with several judgments or texts: the promise is for each of them by itself, and for those that the "
+        "partition has kept (by max_train or small=drop, or for the stage that the person's other texts fit)"
     ),
     Unit.USER: "a person on several clients: a simulation refuses that, a deployment has to see to it",
 }
 
 
-def not_covered(privacy: Protection, account: Account | None) -> list[str]:
-    """Return one line for each thing that the guarantee says nothing of."""
+def not_covered(privacy: Protection, account: Account | None, public: Sequence[str] = ()) -> list[str]:
+    """Return one line for each thing that the guarantee says nothing of.
+
+    Parameters
+    ----------
+    privacy : Protection
+    account : Account or None
+    public : sequence of str
+        What is taken as public, of the data that the run is about.
+    """
     return [
         "the choice of these settings, where it was made on the same data (hyperparameter search)",
         *_sent(privacy),
         *_kept(privacy, account),
-        *([] if account is None else _assumed(privacy, account)),
+        *([] if account is None else _assumed(privacy, account, public)),
     ]
 
 
 def _sent(privacy: Protection) -> Iterator[str]:
     """Yield what clients send besides."""
     if isinstance(privacy.metrics, OpenMetrics):
-        yield "metrics: they are exact; a deployment sets privacy/metrics=withheld or summed"
+        others = "withheld" if privacy.local is not None else "withheld or summed"
+        yield f"metrics: they are exact; a deployment sets privacy/metrics={others}"
     if privacy.mechanism is None or privacy.secure is not None:
         yield "which clients take part in which round, and which of them fail"
     if privacy.secure is not None:
@@ -62,22 +71,32 @@ def _apart(account: Account) -> Iterator[str]:
     if composition_of(list(account.exposures.values())) == "sequential":
         return
     if account.unit is Unit.CLIENT:
-        yield "which client holds data for which stage: it is taken as public, and as settled without the data"
+        yield (
+            "which client holds data for which stage: it is taken as public, and as settled for each client by its own "
+            "data and coins, whoever else is there"
+        )
     else:
+        yield (
+            f"which stage each {account.unit} is of: it is taken as settled for each person by that person's own data "
+            "and coins, so that one who comes or goes moves nobody else to another stage"
+        )
         yield (
             f"the same {account.unit} under another name in another stage: nodes refuse names that are in two stages, "
             "and the noise is chosen for each stage by itself"
         )
 
 
-def _assumed(privacy: Protection, account: Account) -> Iterator[str]:
+def _assumed(privacy: Protection, account: Account, public: Sequence[str]) -> Iterator[str]:
     """Yield what is taken as public, or for granted."""
     counted = "the number of training clients" if account.unit is Unit.CLIENT else "how much data a client holds"
     yield f"{counted}: it is taken as public"
-    yield "which questions a survey asks: they are taken as public"
+    yield from (f"{fact}: taken as public" for fact in public)
     yield from _apart(account)
     yield _ELSEWHERE[account.unit]
-    yield "what the initial model, its tokenizer and the encoder have learnt before the run"
+    yield (
+        "what the initial model, its tokenizer, the encoder, and rewards and judges that are given have learnt before "
+        "the run: taken as public, also where it is of the same people's data"
+    )
     if privacy.mechanism is None:
         return
     if privacy.secure is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from flwr.app import Context
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fedalign.data.federated import FederatedData
+from fedalign.data.federated import FederatedData, Role
 from fedalign.errors import UserError
 from fedalign.federation.records import decode_tensors, encode_tensors
 from fedalign.methods.base import Phase
@@ -53,7 +54,10 @@ class Site:
     disjoint: bool = False
 
     def check(self, clients: Iterable[str]) -> None:
-        """Refuse clients whose data a phase cannot work on, or whose stages share what noise protects once.
+        """Refuse clients whose data a phase cannot work on, or do not go with the noise that is added on them.
+
+        That is, clients whose stages share what noise protects once, or that hold more units together than delta is
+        for.
 
         Raises
         ------
@@ -61,12 +65,46 @@ class Site:
             Naming the client's trouble and the fix.
         """
         local = self.privacy.local if isinstance(self.privacy, Protection) else None
+        training = {client.name for client in self.data.clients if client.role is Role.TRAIN}
+        units: Counter[str] = Counter()
         for client in clients:
             shard = self.data.shard(client)
             for phase in self.phases:
                 phase.check(shard)
+                if local is not None and client in training and phase.rounds:
+                    units[phase.name] += len(units_of(phase, local.unit, shard))
             if local is not None and self.disjoint:
                 check_apart(self.phases, local.unit, client, shard)
+        if local is not None and isinstance(self.privacy, Protection) and self.privacy.delta is not None:
+            check_enough(self.privacy.delta, local.unit, units)
+
+
+def units_of(phase: Phase[Any], unit: Unit, shard: Any) -> Sequence[str]:
+    """Return what a phase reads of a shard that noise protects one by one, as far as the phase tells."""
+    return phase.users(shard) if unit == "user" else phase.examples(shard)
+
+
+def check_enough(delta: float, unit: Unit, units: Mapping[str, int]) -> None:
+    """Refuse a delta at which giving a random unit of a phase away would pass for private.
+
+    Parameters
+    ----------
+    delta : float
+    unit : {"example", "user"}
+    units : mapping from phase name to int
+        How many there are; 0 where that is not known.
+
+    Raises
+    ------
+    UserError
+        Naming the phase.
+    """
+    for phase, number in units.items():
+        if delta * number >= 1:
+            raise UserError(
+                f"privacy.delta={delta:g}: phase {phase!r} reads {number} {unit}s, and at one over their number or "
+                f"more giving one of them away would pass for private; set it well below {1 / number:.2g}"
+            )
 
 
 def check_apart(phases: Sequence[Phase[Any]], unit: Unit, client: str, shard: Any) -> None:
@@ -82,7 +120,7 @@ def check_apart(phases: Sequence[Phase[Any]], unit: Unit, client: str, shard: An
         # What is only evaluated is not trained on.
         if phase.stage is None or not phase.rounds:
             continue
-        for name in phase.users(shard) if unit == "user" else phase.examples(shard):
+        for name in units_of(phase, unit, shard):
             stage = seen.setdefault(name, phase.stage)
             if stage != phase.stage:
                 raise UserError(

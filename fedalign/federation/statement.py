@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedalign.federation.account import Account, finite
+from fedalign.federation.exposure import Exposure
 from fedalign.federation.not_covered import not_covered
 from fedalign.federation.shared_units import composition_of
 from fedalign.privacy.ledger import Relation, Unit
@@ -15,8 +16,8 @@ from fedalign.privacy.scheme import Scheme
 
 _UNITS = {
     Unit.CLIENT: "everything that one client holds",
-    Unit.EXAMPLE: "one judgment of one client",
-    Unit.USER: "everything that one person of one client judged",
+    Unit.EXAMPLE: "one judgment, or one text, of one client",
+    Unit.USER: "everything that one person of one client judged or wrote",
 }
 _RELATIONS = {
     "add_or_remove": "being there or not",
@@ -26,7 +27,11 @@ _RELATIONS = {
 
 
 def statement(
-    privacy: Protection, account: Account | None, metrics: Sequence[str], bounds: Mapping[str, float]
+    privacy: Protection,
+    account: Account | None,
+    metrics: Sequence[str],
+    bounds: Mapping[str, float],
+    public: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return the object that stands under ``privacy`` in ``summary.json``."""
     secure = privacy.secure is not None
@@ -49,7 +54,7 @@ def statement(
     facts["metrics"] = type(privacy.metrics).__name__.removesuffix("Metrics").lower()
     facts["released_metrics"] = [] if isinstance(privacy.metrics, OpenMetrics) else list(metrics)
     facts["trust"] = _trust(privacy)
-    facts["not_covered"] = not_covered(privacy, account)
+    facts["not_covered"] = not_covered(privacy, account, public)
     return facts
 
 
@@ -62,7 +67,8 @@ def _spent(privacy: Protection, account: Account) -> dict[str, Any]:
         "relation": _relation(privacy, account),
         "mechanism": "dp_sgd" if local is not None else privacy.mechanism.name if privacy.mechanism else None,
         "sampling": "poisson" if local is not None else None if main is None else str(main.sampling.scheme),
-        "sampling_rate": local.rate if local is not None else None if main is None else main.sampling.rate,
+        "sampling_rate": None if main is None else _rate(privacy, main),
+        "sampling_rates": {name: _rate(privacy, exposure) for name, exposure in account.exposures.items()},
         "sampling_by_phase": {e.name: str(e.sampling.scheme) for e in account.exposures.values()},
         "noise_multiplier": min(account.noise_multipliers.values(), default=None),
         "noise_multipliers": dict(account.noise_multipliers),
@@ -76,16 +82,22 @@ def _spent(privacy: Protection, account: Account) -> dict[str, Any]:
     }
 
 
+def _rate(privacy: Protection, exposure: Exposure) -> float:
+    """Return the probability that a unit takes part in a release of a phase."""
+    return exposure.sampling.rate if privacy.local is None else privacy.local.in_phase(exposure.name).rate
+
+
 def _relation(privacy: Protection, account: Account) -> str:
     """Name what neighbouring federations differ in.
 
     Only coins of their own leave the cohorts of the others as they were when a client is gone; where cohorts are
-    dealt from a list, it is there and adds zeros.
+    dealt from a list, it is there and adds zeros. A client that adds zeros to some phases and is gone from others is
+    covered as one that adds zeros to all: that is the same where cohorts are drawn by coins.
     """
     if account.relation is Relation.REPLACE_ONE or privacy.local is not None:
         return str(account.relation)
-    main = list(account.exposures.values())[-1]
-    return "add_or_remove" if main.sampling.scheme is Scheme.POISSON else "zero_out"
+    coins = all(exposure.sampling.scheme is Scheme.POISSON for exposure in account.exposures.values())
+    return "add_or_remove" if coins else "zero_out"
 
 
 def _sentence(privacy: Protection, account: Account | None) -> str:
@@ -114,7 +126,8 @@ def _sentence(privacy: Protection, account: Account | None) -> str:
 
 def _clipping(privacy: Protection, bounds: Mapping[str, float]) -> dict[str, Any] | None:
     if privacy.local is not None:
-        return {"bound": privacy.local.clip, "of": f"gradient of one {privacy.local.unit}"}
+        local = privacy.local
+        return {"bound": local.clip, "phases": dict(local.clips), "of": f"gradient of one {local.unit}"}
     if privacy.clip is None:
         return None
     adaptive = privacy.clip.adaptive is not None

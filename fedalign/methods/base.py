@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from torch import Tensor
@@ -78,6 +79,9 @@ class Phase(ABC, Generic[ShardT]):
         alike, and those that are unseen. None reads all of every client.
     evaluated : frozenset of Role
         Whose data the phase is evaluated on, where the federation evaluates them at all.
+    bounded_metrics : frozenset of str or None
+        Metrics of its evaluation that lie between 0 and 1 for every group of every client, so that noisy sums can tell
+        them under a guarantee; of a phase that names none, noisy sums tell nothing. None says that all may be such.
     """
 
     name: str
@@ -89,6 +93,7 @@ class Phase(ABC, Generic[ShardT]):
     local_steps: int = 0
     stage: str | None = None
     evaluated: frozenset[Role] = frozenset(Role)
+    bounded_metrics: frozenset[str] | None = None
 
     def check(self, shard: ShardT) -> None:
         """Refuse a shard that the phase cannot work on, before the run starts; by default any will do.
@@ -106,7 +111,8 @@ class Phase(ABC, Generic[ShardT]):
     def examples(self, shard: ShardT) -> Sequence[str]:
         """Return ids of the examples of a shard that the phase reads, which a guarantee for examples protects.
 
-        Asked for only where the partition is said to be disjoint: an id in two stages then refutes it.
+        They are counted, too, to hold delta against; where the partition is said to be disjoint, an id in two stages
+        refutes it.
         """
         return ()
 
@@ -117,8 +123,8 @@ class Phase(ABC, Generic[ShardT]):
     def template(self, state: State) -> Template | None:
         """Return what a contribution to a round may hold; by default a delta for every floating tensor of the state.
 
-        The state is what `broadcast` leaves of it, so that server and clients find the same. None where names depend on what clients hold, as those of single replies do; such a phase can be run neither
-        with noise nor as a secure sum.
+        The state is what `broadcast` leaves of it, so that server and clients find the same. None where names depend on
+        what clients hold, as those of single replies do; such a phase runs neither with noise nor as a secure sum.
         """
         if self.needs is Needs.INDIVIDUAL:
             return None
@@ -151,6 +157,17 @@ class Phase(ABC, Generic[ShardT]):
     @abstractmethod
     def evaluate(self, state: State, shard: ShardT, streams: Streams) -> Contribution:
         """Return metric sums (see :mod:`fedalign.metrics.record`); on the client, training or unseen."""
+
+    def export(self, state: State, directory: Path) -> None:
+        """Write what was trained as other libraries read it; by default nothing. On the server, when the run is over.
+
+        Parameters
+        ----------
+        state : State
+            The phase's last.
+        directory : Path
+            ``model/`` of the run, which all phases write to in their order: a later one replaces an earlier one's.
+        """
 
     def summarise(self, sums: Sequence[MetricSum], tensors: Mapping[str, Tensor]) -> dict[str, float]:
         """Return values over all groups; by default the mean of the group means.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from fedalign.contribution import WEIGHT, Contribution, State, mean_delta, weighted_delta
@@ -126,6 +128,20 @@ class PolicyPhase(Phase[PairShard]):
                 wanted = Preferences(groups, judgments.group, own)
                 sums += follow_sums(self.writer, evaluation, prompts, wanted, generator)
         return Contribution(scalars=encode([MetricSum(f"{population}/{s.name}", s.group, s.total, s.n) for s in sums]))
+
+    def export(self, state: State, directory: Path) -> None:
+        """Write the adapter as peft reads it, and beside it how the policy is told of a preference, if it is.
+
+        ``projection.safetensors`` holds the weight and bias that make of a latent what is added to input embeddings (or
+        put before them), and the latent of each group as it is told.
+        """
+        self.load(state)
+        self.network.transformer.save_adapter(directory / "adapter")
+        if self.network.projection is not None:
+            told = {name: self.told(state, mean) for name, mean in group_means(state).items()}
+            tensors = {n: p.detach().cpu().contiguous() for n, p in self.network.projection.named_parameters()}
+            tensors |= {f"group/{name}": latent.contiguous() for name, latent in told.items()}
+            save_file(tensors, directory / "adapter" / "projection.safetensors")
 
     def summarise(self, sums: Sequence[MetricSum], tensors: Mapping[str, Tensor]) -> dict[str, float]:
         """Return the mean over groups of each metric, and how well the worst group is followed."""

@@ -1,10 +1,11 @@
-"""What the stages of alignment have in common: a language model, users' texts, and local training with or without noise."""
+"""What the stages of alignment share: a language model, users' texts, and local training with or without noise."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -14,16 +15,20 @@ from torch import Tensor
 from fedalign.contribution import Contribution, State, weighted_delta
 from fedalign.data.corpus import CorpusShard, Example
 from fedalign.data.federated import Role
+from fedalign.errors import UserError
 from fedalign.methods.base import Artefacts, Memory, Phase, Setting
 from fedalign.methods.local_training import LocalTraining, check_private, train, train_privately, trainable
 from fedalign.methods.text_evaluation import overall
 from fedalign.methods.text_lengths import Lengths
+from fedalign.methods.text_reward import TextReward
 from fedalign.methods.text_units import RowLosses, units_of
 from fedalign.metrics.record import MetricSum, encode
 from fedalign.models.language_model import LanguageModelSpec, ValuedPolicy
 from fedalign.models.text import TextCodec
+from fedalign.privacy.local import KEY as LOCAL
 from fedalign.privacy.local import LocalPrivacy, Unit
 from fedalign.rng import Streams
+from fedalign.template import Template
 
 
 @dataclass(frozen=True)
@@ -99,10 +104,41 @@ class CorpusPhase(Phase[CorpusShard]):
         self._spec, self._privacy = setting.model, setting.local_privacy
         if self._privacy is not None:
             check_private(stage.local)
+        self._rewards: Sequence[TextReward] = ()
         # The workspace that states are loaded into; its own weights mean nothing.
         self.network = self.fresh(Streams(0))
         self.codec = TextCodec(setting.model.model, "model")
         lengths.check(self.network.policy.max_tokens)
+
+    def check_rows(self, responses: int) -> None:
+        """Refuse ghost clipping where a unit is several rows.
+
+        Parameters
+        ----------
+        responses : int
+            Rows of an example.
+
+        Raises
+        ------
+        UserError
+            Naming what to set.
+        """
+        if self._privacy is None or self._privacy.settings.grad_sample != "ghost":
+            return
+        if responses * (self.settings.user_examples if self._privacy.settings.unit == "user" else 1) > 1:
+            raise UserError(
+                f"{LOCAL}.grad_sample=ghost: a unit of {self.key} is several texts, which ghost clipping cannot serve; "
+                f"set hooks or loop"
+            )
+
+    def scored_by(self, *rewards: TextReward | None) -> None:
+        """Take note of what texts are scored by, so that what is missing is said before anything is trained."""
+        self._rewards = [reward for reward in rewards if reward is not None]
+
+    def check(self, shard: CorpusShard) -> None:
+        """Refuse rewards that cannot be had."""
+        for reward in self._rewards:
+            reward.prepare()
 
     def fresh(self, streams: Streams) -> ValuedPolicy:
         """Return a network of one's own, whose adapter changes nothing yet."""
@@ -129,6 +165,10 @@ class CorpusPhase(Phase[CorpusShard]):
             if stage in artefacts:
                 return {name: artefacts[stage][name] for name in fresh}
         return fresh
+
+    def template(self, state: State) -> Template:
+        """Return a delta for every trained tensor: a frozen A, a reference and a reward model stay as they are."""
+        return Template.of_deltas(trainable(self.network))
 
     @abstractmethod
     def row_losses(self, state: State) -> RowLosses:
@@ -157,6 +197,11 @@ class CorpusPhase(Phase[CorpusShard]):
         after = {name: parameter.detach().cpu() for name, parameter in trainable(self.network).items()}
         change = weighted_delta({name: state[name] for name in after}, after, 1.0)
         return Contribution(change.tensors, {**change.scalars, **encode(sums)})
+
+    def export(self, state: State, directory: Path) -> None:
+        """Write the adapter as peft reads it, to ``adapter``."""
+        self.load(state)
+        self.network.policy.transformer.save_adapter(directory / "adapter")
 
     def step_loss(self, state: State, batches: Batches, told: list[MetricSum]) -> Callable[[int], Tensor]:
         """Return the mean loss of each local step's batch.

@@ -15,11 +15,12 @@ from fedalign.data.federated import Kind
 from fedalign.errors import UserError
 from fedalign.methods.base import Method, Phase, Setting
 from fedalign.methods.preference_scores import RewardModelPhase, RewardModelTraining
-from fedalign.methods.rl import RLPhase, RLTraining
+from fedalign.methods.rl import RLPhase
+from fedalign.methods.rl_training import RLTraining
 from fedalign.methods.sft import SftPhase, SftTraining
 from fedalign.methods.text_evaluation import TextEvaluation
 from fedalign.methods.text_lengths import Lengths
-from fedalign.methods.text_reward import TextReward
+from fedalign.methods.text_reward import Learnt, TextReward
 from fedalign.models.base import ModelSpec
 from fedalign.models.language_model import LanguageModelSpec
 
@@ -33,7 +34,7 @@ class DPRLHF(Method):
     name : str
     lengths : Lengths
     reward : TextReward or None
-        What a response is worth; None is what the reward model has learnt.
+        What a response is worth; None, or ``Learnt``, is what the reward model has learnt.
     sft : SftTraining or None
         None begins at the pretrained model.
     reward_model : RewardModelTraining or None
@@ -60,6 +61,9 @@ class DPRLHF(Method):
         UserError
             Naming the blocks.
         """
+        if isinstance(self.reward, Learnt):
+            # One way to say it from here on.
+            object.__setattr__(self, "reward", None)
         if self.sft is None and self.reward_model is None and self.rl is None:
             raise UserError("method.sft, method.reward_model and method.rl are all null; set one of them")
         if self.rl is not None and self.reward is None and self.reward_model is None:
@@ -69,7 +73,13 @@ class DPRLHF(Method):
             )
         if self.reward is not None and self.reward_model is not None and self.rl is not None:
             raise UserError(
-                "method.reward and method.reward_model are both set, and the policy follows one of them; set one to null"
+                "method.reward and method.reward_model are both set, and a policy follows one of them; set "
+                "method/reward=learnt or method.reward_model=null"
+            )
+
+        if self.reward is not None and self.reward == self.evaluation.judge:
+            raise UserError(
+                "method.evaluation.judge is method.reward: the policy has learnt to please it; choose another or null"
             )
 
     @property
@@ -77,7 +87,7 @@ class DPRLHF(Method):
         """Mean reward of responses to test prompts, or what the last stage is scored by."""
         if self.rl is not None:
             return "unseen/reward"
-        return "unseen/accuracy" if self.reward_model is not None else "unseen/test_perplexity"
+        return "unseen/accuracy" if self.reward_model is not None else "unseen/test_nll"
 
     @property
     def selection(self) -> str:
@@ -93,4 +103,8 @@ class DPRLHF(Method):
             found.append(RewardModelPhase(self, self.reward_model, setting))
         if self.rl is not None:
             found.append(RLPhase(self, self.rl, setting))
+            if self.reward is None and found[-1].rounds and not found[-2].rounds:
+                raise UserError(
+                    "method.reward_model.rounds=0: the policy would follow a reward that has learnt nothing; raise it"
+                )
         return found

@@ -134,7 +134,7 @@ def train(
 
     optimizer = _descend(network, state, gradients, settings, steps_before, total_steps, memory, personal)
     if not math.isfinite(losses):
-        raise FloatingPointError(f"local loss is {losses}; lower method.local.lr")
+        raise FloatingPointError(f"local loss is {losses}; lower the lr of local training")
     if settings.optimizer_state == "persist":
         _remember(optimizer, network, memory)
     return losses / settings.steps
@@ -185,7 +185,7 @@ def train_privately(
         optimizer = _descend(network, state, gradients, settings, steps_before, total_steps, memory)
     for name, parameter in trainable(network).items():
         if not bool(parameter.isfinite().all()):
-            raise FloatingPointError(f"{name} is not finite after a round; lower method.local.lr")
+            raise FloatingPointError(f"{name} is not finite after a round; lower the lr of local training")
         if name in moved and torch.equal(parameter, state[name].to(parameter)):
             raise RuntimeError(f"{name} has a gradient, but did not change: the network does not train it")
     if settings.optimizer_state == "persist":
@@ -204,8 +204,14 @@ def check_equal_weight(weight: str) -> None:
         raise UserError(f"{KEY}: method.weight={weight} shows how much a client holds; set method.weight=uniform")
 
 
-def check_private(settings: LocalTraining) -> None:
+def check_private(settings: LocalTraining, key: str = "method.local") -> None:
     """Refuse a setting that DP-SGD has no place for.
+
+    Parameters
+    ----------
+    settings : LocalTraining
+    key : str
+        Where they stand in the configuration.
 
     Raises
     ------
@@ -214,8 +220,8 @@ def check_private(settings: LocalTraining) -> None:
     """
     if settings.max_grad_norm is not None:
         raise UserError(
-            f"method.local.max_grad_norm={settings.max_grad_norm}: DP-SGD bounds the gradient of each unit by "
-            f"{KEY}.clip; set method.local.max_grad_norm=null"
+            f"{key}.max_grad_norm={settings.max_grad_norm}: DP-SGD bounds the gradient of each unit by {KEY}.clip; set "
+            f"{key}.max_grad_norm=null"
         )
 
 

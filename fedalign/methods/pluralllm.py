@@ -246,8 +246,8 @@ class PluralLLM(SurveyMethod):
         check_private(self.local)
         if self.prior != "none":
             raise UserError(
-                f"{KEY}: method.prior={self.prior} sums answers, which DP-SGD does not hide; set method.prior=none or "
-                "privacy=central"
+                f"{KEY}: method.prior={self.prior} sums answers, which DP-SGD does not hide; set method.prior=none "
+                "(method.predictor.prior=none of method=plural_rlhf) or privacy=central"
             )
         check_equal_weight(self.weight)
         if privacy.settings.unit != "user":

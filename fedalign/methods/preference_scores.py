@@ -1,24 +1,26 @@
-"""The reward model of alignment: the fine-tuned language model with a scalar head learns which response is preferred."""
+"""The reward model of alignment: the fine-tuned model with a scalar head learns which response is preferred."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from fedalign.contribution import Contribution, State
 from fedalign.data.corpus import REWARD, SFT, CorpusShard, Example
+from fedalign.errors import UserError
 from fedalign.methods.base import Artefacts, Setting
 from fedalign.methods.corpus import CorpusPhase, Stage
-from fedalign.methods.local_training import KEY as LOCAL
 from fedalign.methods.text_evaluation import by_group
 from fedalign.methods.text_units import RowLosses
 from fedalign.metrics.record import encode
-from fedalign.errors import UserError
+from fedalign.privacy.local import KEY as LOCAL
 from fedalign.rng import Streams
 
 if TYPE_CHECKING:
@@ -66,10 +68,19 @@ class RewardModelPhase(CorpusPhase):
         examples = [e for e in shard.test if e.rejected is not None][: self._evaluation.prompts]
         if not examples:
             return Contribution()
-        margins, groups = self._margins(examples), [example.group for example in examples]
+        parts = [examples[i : i + self._evaluation.batch] for i in range(0, len(examples), self._evaluation.batch)]
+        margins, groups = torch.cat([self._margins(part) for part in parts]), [e.group for e in examples]
         right = (margins > 0).float() + 0.5 * (margins == 0)
         sums = [*by_group("unseen/accuracy", groups, right), *by_group("unseen/margin", groups, margins)]
         return Contribution(scalars=encode(sums))
+
+    def export(self, state: State, directory: Path) -> None:
+        """Write the adapter as peft reads it, and beside it the head that reads a score from a text's last token."""
+        self.load(state)
+        place = directory / "reward_adapter"
+        self.network.policy.transformer.save_adapter(place)
+        head = {name: p.detach().cpu().contiguous() for name, p in self.network.head.named_parameters()}
+        save_file(head, place / "head.safetensors")
 
     def _margins(self, examples: Sequence[Example]) -> Tensor:
         """Return the score of each preferred response less that of the other one, shape (B,)."""

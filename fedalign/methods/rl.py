@@ -1,23 +1,20 @@
-"""Reinforcement learning of a language model on clients: responses to users' prompts, their rewards, and PPO's steps."""
+"""Reinforcement learning of a language model on clients: responses to users' prompts, their rewards, PPO's steps."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from fedalign.contribution import Contribution, State
 from fedalign.data.corpus import REWARD, RL, SFT, CorpusShard, Example
-from fedalign.errors import UserError
 from fedalign.methods.base import Artefacts, ServerOptimizer, Setting
-from fedalign.methods.corpus import Batches, CorpusPhase, Stage
-from fedalign.methods.kl_control import AdaptiveKL
-from fedalign.methods.policy_gradient import Algorithm, Rollouts
+from fedalign.methods.corpus import Batches, CorpusPhase
+from fedalign.methods.policy_gradient import Rollouts
 from fedalign.methods.policy_writer import Written
+from fedalign.methods.rl_training import KEY, RLTraining, check_rl
 from fedalign.methods.rollouts import rows_of, uniform, write
 from fedalign.methods.text_evaluation import Scores, TextScorer, by_group, reward_scores
 from fedalign.methods.text_units import RowLosses
@@ -25,41 +22,13 @@ from fedalign.metrics.record import MetricSum, encode
 from fedalign.models.language_model import ValuedPolicy
 from fedalign.models.text import ResponseBatch
 from fedalign.objectives.ppo import token_log_probabilities
-from fedalign.privacy.local import KEY as LOCAL
 from fedalign.rng import Streams
 
 if TYPE_CHECKING:
     from fedalign.methods.dprlhf import DPRLHF
 
-KEY = "method.rl"
 _REFERENCE, _REWARD = "reference/", "reward/"
 _COEFFICIENT = "kl_coefficient"
-
-
-@dataclass(frozen=True)
-class RLTraining(Stage):
-    """Settings of reinforcement learning; the ``rl`` block of the method.
-
-    Parameters
-    ----------
-    rounds, batch, user_examples, local
-        See :class:`fedalign.methods.corpus.Stage`; an example is a prompt.
-    algorithm : Algorithm
-    beta : float
-        Weight of the divergence from the policy that this stage begins with.
-    adaptive : AdaptiveKL or None
-        Lets the weight follow the divergence; None keeps it, which a guarantee demands.
-    reward_scale : float
-        Factor of rewards; a constant, because statistics of rewards would be data.
-    temperature : float
-        Of the responses that are learnt from.
-    """
-
-    algorithm: Algorithm
-    beta: Annotated[float, Field(ge=0)]
-    adaptive: AdaptiveKL | None
-    reward_scale: Annotated[float, Field(gt=0)]
-    temperature: Annotated[float, Field(gt=0)]
 
 
 class RLPhase(CorpusPhase):
@@ -74,11 +43,12 @@ class RLPhase(CorpusPhase):
 
     def __init__(self, method: DPRLHF, settings: RLTraining, setting: Setting) -> None:
         super().__init__(settings, KEY, method.lengths, setting)
-        self._settings, self._algorithm = settings, settings.algorithm
-        self._check(settings, setting)
+        self._settings, self._algorithm, self._reward = settings, settings.algorithm, method.reward
+        check_rl(settings, method.reward, setting)
+        self.check_rows(self._algorithm.responses)
+        self.scored_by(method.reward, method.evaluation.judge)
         self.network.head.requires_grad_(self._algorithm.learns_values)
         self._reference = self.fresh(Streams(0))
-        self._reward = method.reward
         self._judge = self.fresh(Streams(0)) if method.reward is None else None
         self._scorer = TextScorer(method.evaluation, self.network.policy, self.codec, method.lengths)
 
@@ -135,7 +105,8 @@ class RLPhase(CorpusPhase):
                 for epoch in range(algorithm.epochs):
                     generator = torch.Generator().manual_seed(seeds[0] ^ (epoch + 1))
                     shuffled = torch.randperm(len(examples), generator=generator)
-                    order.extend(part for part in shuffled.chunk(algorithm.minibatches))
+                    # Not chunk, which makes three parts of five prompts that are to be four.
+                    order.extend(shuffled.tensor_split(min(algorithm.minibatches, len(examples))))
             rollouts, prompts = kept[0], order.pop(0)
             targets = algorithm.targets(rollouts, beta)
             rows = (prompts[:, None] * algorithm.responses + torch.arange(algorithm.responses)).flatten()
@@ -157,32 +128,6 @@ class RLPhase(CorpusPhase):
             examples, shard.client, streams.seed, self._scores(), self._reference.policy
         )
         return Contribution(moments, encode(sums))
-
-    def _check(self, settings: RLTraining, setting: Setting) -> None:
-        """Refuse what would let one prompt reach what another adds, where that is promised not to happen."""
-        algorithm = settings.algorithm
-        per_batch = algorithm.epochs * algorithm.minibatches
-        if settings.local.steps % per_batch:
-            raise UserError(
-                f"{KEY}.local.steps={settings.local.steps}: responses serve {per_batch} steps "
-                f"({KEY}.algorithm.epochs times {KEY}.algorithm.minibatches); set a multiple of that"
-            )
-        if settings.adaptive is not None and setting.private:
-            raise UserError(
-                f"{KEY}.adaptive: a weight that follows the divergence tells of the prompts past the noise; set "
-                f"{KEY}.adaptive=null"
-            )
-        if setting.local_privacy is None:
-            return
-        if per_batch > 1:
-            raise UserError(
-                f"{LOCAL}: {KEY}.algorithm.epochs={algorithm.epochs} and {KEY}.algorithm.minibatches="
-                f"{algorithm.minibatches} use a prompt more often than its step is charged for; set both to 1"
-            )
-        if algorithm.couples:
-            raise UserError(
-                f"{LOCAL}: {KEY}.algorithm.whiten=true lets every prompt reach the gradients of all; set it to false"
-            )
 
     def _head(self) -> list[tuple[str, torch.nn.Parameter]]:
         return list(self.network.head.named_parameters(prefix="head"))
@@ -216,9 +161,10 @@ class RLPhase(CorpusPhase):
         return self._of_response(logits, tokens), values[:, self.lengths.prompt - 1 : -1]
 
     def _of_response(self, logits: Tensor, tokens: ResponseBatch) -> Tensor:
+        """Return log-probabilities of the responses' tokens, shape (B, S), at the temperature that draws them."""
         start = self.lengths.prompt - 1
         ids, mask = tokens.ids[:, start:], tokens.response_mask[:, start:]
-        return token_log_probabilities(logits[:, start:], ids, mask)
+        return token_log_probabilities(logits[:, start:] / self._settings.temperature, ids, mask)
 
     def _rollouts(
         self, tokens: ResponseBatch, log_probs: Tensor, reference: Tensor, values: Tensor, scores: Tensor

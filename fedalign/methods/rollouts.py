@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fedalign.methods.text_lengths import Lengths
 from fedalign.methods.policy_writer import Written, until_the_end
+from fedalign.methods.text_lengths import Lengths
 from fedalign.models.generation import generate
 from fedalign.models.policy import ConditionalPolicy
 from fedalign.models.text import ResponseBatch, TextCodec

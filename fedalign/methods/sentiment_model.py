@@ -69,6 +69,11 @@ class SentimentModel(TextReward):
         network.config.pad_token_id = tokenizer.pad_token_id
         return tokenizer, network, label_index(self.label, network.config.id2label)
 
+    @property
+    def exact(self) -> bool:
+        """Whether texts are scored one by one: padding to a longer neighbour moves the last digits."""
+        return self.batch_size == 1
+
     @torch.inference_mode()
     def score(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
         """Return the logits of the label.

@@ -41,6 +41,8 @@ class SftPhase(CorpusPhase):
     def __init__(self, method: DPRLHF, settings: SftTraining, setting: Setting) -> None:
         super().__init__(settings, "method.sft", method.lengths, setting)
         self.network.head.requires_grad_(False)
+        self.check_rows(1)
+        self.scored_by(method.reward, method.evaluation.judge)
         self._scorer = TextScorer(method.evaluation, self.network.policy, self.codec, method.lengths)
         self._scores = None if method.reward is None else reward_scores(method.reward)
         # A fresh adapter changes nothing: the pretrained model.
@@ -66,14 +68,18 @@ class SftPhase(CorpusPhase):
         examples = self._scorer.chosen(shard)
         if not examples:
             return Contribution()
+        sums = [each for part in self._scorer.parts(examples) for each in self._foretold(part)]
+        more, moments = self._scorer.evaluate(examples, shard.client, streams.seed, self._scores, self._pretrained)
+        return Contribution(moments, encode([*sums, *more]))
+
+    def _foretold(self, examples: Sequence[Example]) -> list[MetricSum]:
+        """Return the negative log-likelihood of responses in the data, in nats a token."""
         batch = self._tokens(examples)
         nll, tokens = -self._log_likelihood(batch), batch.response_mask.sum(1)
-        sums = [
+        return [
             MetricSum("unseen/test_nll", example.group, float(each), float(length))
             for example, each, length in zip(examples, nll, tokens, strict=True)
         ]
-        more, moments = self._scorer.evaluate(examples, shard.client, streams.seed, self._scores, self._pretrained)
-        return Contribution(moments, encode([*sums, *more]))
 
     def _tokens(self, examples: Sequence[Example]) -> ResponseBatch:
         prompts, responses = [e.prompt for e in examples], [e.response for e in examples]

@@ -12,9 +12,9 @@ from pydantic import Field
 from torch import Tensor
 
 from fedalign.data.corpus import CorpusShard, Example
-from fedalign.methods.text_lengths import Lengths
 from fedalign.methods.policy_writer import Written
 from fedalign.methods.rollouts import uniform, write
+from fedalign.methods.text_lengths import Lengths
 from fedalign.methods.text_reward import TextReward
 from fedalign.metrics.generation import distinct_n, mean_interval, rouge, win
 from fedalign.metrics.record import MetricSum
@@ -28,6 +28,7 @@ Scores = Callable[[Sequence[str], Written], Tensor]
 
 MOMENTS = "moments/"
 _REFERENCE_NLL = "unseen/reference_nll"
+_NLL = "nll"
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class TextEvaluation:
     ----------
     prompts : int
         Test prompts of each unseen client, at most.
+    batch : int
+        Of these, how many are written to at once.
     temperature : float
         0 takes the likeliest token.
     judge : TextReward or None
@@ -50,6 +53,7 @@ class TextEvaluation:
     """
 
     prompts: Annotated[int, Field(ge=1)]
+    batch: Annotated[int, Field(ge=1)]
     temperature: Annotated[float, Field(ge=0)]
     judge: TextReward | None
     baseline: Literal["pretrained", "response"]
@@ -78,11 +82,16 @@ class TextScorer:
     policy: ConditionalPolicy
     codec: TextCodec
     lengths: Lengths
-    _before: dict[tuple[str, int], list[str]] = field(default_factory=dict)
+    _before: dict[tuple[str, int, int], list[str]] = field(default_factory=dict)
 
     def chosen(self, shard: CorpusShard) -> Sequence[Example]:
         """Return the test examples that are written to."""
         return shard.test[: self.settings.prompts]
+
+    def parts(self, examples: Sequence[Example]) -> Iterator[Sequence[Example]]:
+        """Yield examples as many at once as are computed together."""
+        for start in range(0, len(examples), self.settings.batch):
+            yield examples[start : start + self.settings.batch]
 
     @torch.no_grad()
     def evaluate(
@@ -102,25 +111,43 @@ class TextScorer:
         reference : ConditionalPolicy
             What the policy's distance is measured from, and the perplexity of its texts.
         """
-        prompts = [example.prompt for example in examples]
-        draws = self._draws(len(prompts), client, seed)
-        written = write(self.policy, self.codec, self.lengths, prompts, draws, self.settings.temperature)
-        values = dict(self._distances(written, reference))
-        values["distinct_1"] = torch.tensor([distinct_n([text], 1) for text in written.texts])
-        values["distinct_2"] = torch.tensor([distinct_n([text], 2) for text in written.texts])
-        if self.settings.rouge:
-            values |= rouge([example.response for example in examples], written.texts)
-        if self.settings.judge is not None:
-            values["win_rate"] = self._wins(self.settings.judge, examples, written, draws, (client, seed))
+        draws = self._draws(len(examples), client, seed)
+        found: dict[str, list[Tensor]] = {}
+        for number, part in enumerate(self.parts(examples)):
+            start = number * self.settings.batch
+            own = None if draws is None else draws[start : start + len(part)]
+            for name, values in self._values(part, own, (client, seed, start), scores, reference):
+                found.setdefault(name, []).append(values.cpu().double())
+        values = {name: torch.cat(each) for name, each in found.items()}
         groups = [example.group for example in examples]
+        tokens, nll = values["length"], values.pop(_NLL)
         sums = [s for name, each in values.items() for s in by_group(f"unseen/{name}", groups, each)]
-        tokens = written.tokens.response_mask.sum(1).double()
-        nll = self._reference_nll(written, reference)
-        sums += [MetricSum(_REFERENCE_NLL, g, float(a), float(n)) for g, a, n in zip(groups, nll, tokens, strict=True)]
-        if scores is None:
-            return sums, {}
-        rewards = scores(prompts, written)
-        return [*sums, *by_group("unseen/reward", groups, rewards)], _moments(groups, rewards)
+        sums += [
+            MetricSum(_REFERENCE_NLL, group, float(total), float(count))
+            for group, total, count in zip(groups, nll, tokens, strict=True)
+        ]
+        return sums, _moments(groups, values["reward"]) if scores is not None else {}
+
+    def _values(
+        self,
+        examples: Sequence[Example],
+        draws: Tensor | None,
+        place: tuple[str, int, int],
+        scores: Scores | None,
+        reference: ConditionalPolicy,
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Yield what is said of the response to each prompt, shape (B,), by name."""
+        prompts = [example.prompt for example in examples]
+        written = write(self.policy, self.codec, self.lengths, prompts, draws, self.settings.temperature)
+        yield from self._distances(written, reference)
+        yield "distinct_1", torch.tensor([distinct_n([text], 1) for text in written.texts])
+        yield "distinct_2", torch.tensor([distinct_n([text], 2) for text in written.texts])
+        if self.settings.rouge:
+            yield from rouge([example.response for example in examples], written.texts).items()
+        if self.settings.judge is not None:
+            yield "win_rate", self._wins(self.settings.judge, examples, written, draws, place)
+        if scores is not None:
+            yield "reward", scores(prompts, written)
 
     def _draws(self, count: int, client: str, seed: int) -> Tensor | None:
         if self.settings.temperature == 0:
@@ -129,17 +156,14 @@ class TextScorer:
         return uniform([int(n) for n in numbers], self.lengths.response)
 
     def _distances(self, written: Written, reference: ConditionalPolicy) -> Iterator[tuple[str, Tensor]]:
-        """Yield the divergence from the reference along each response, and the length of the responses."""
+        """Yield the divergence from the reference along each response, its likelihood there, and its length."""
         tokens, inside = written.tokens, written.tokens.response_mask[:, 1:]
         policy = self.policy(tokens.ids, tokens.attention_mask, None)[:, :-1].float().log_softmax(2)
-        other = reference(tokens.ids, tokens.attention_mask, None)[:, :-1].float().log_softmax(2)
-        yield "kl", ((policy.exp() * (policy - other)).sum(2) * inside).sum(1).cpu()
-        yield "length", tokens.response_mask.sum(1).float().cpu()
-
-    def _reference_nll(self, written: Written, reference: ConditionalPolicy) -> Tensor:
-        tokens = written.tokens
         logits = reference(tokens.ids, tokens.attention_mask, None)
-        return -token_log_probabilities(logits, tokens.ids, tokens.response_mask).sum(1).cpu()
+        other = logits[:, :-1].float().log_softmax(2)
+        yield "kl", ((policy.exp() * (policy - other)).sum(2) * inside).sum(1)
+        yield _NLL, -token_log_probabilities(logits, tokens.ids, tokens.response_mask).sum(1)
+        yield "length", tokens.response_mask.sum(1)
 
     def _wins(
         self,
@@ -147,7 +171,7 @@ class TextScorer:
         examples: Sequence[Example],
         written: Written,
         draws: Tensor | None,
-        place: tuple[str, int],
+        place: tuple[str, int, int],
     ) -> Tensor:
         prompts = [example.prompt for example in examples]
         if self.settings.baseline == "response":

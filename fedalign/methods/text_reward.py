@@ -35,6 +35,11 @@ class TextReward(ABC):
 
     name: ClassVar[str]
 
+    @property
+    def exact(self) -> bool:
+        """Whether a text's score does not move by a bit with the texts that are scored beside it."""
+        return True
+
     @abstractmethod
     def score(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
         """Return the rewards, float32 of shape (B,), finite for any text, an empty one included.
@@ -126,3 +131,14 @@ class Tone(TextReward):
 
     def _value(self, text: str) -> float:
         return min(max(tone_score(text), -self.limit), self.limit) - self.filler * filler_score(text)
+
+
+@dataclass(frozen=True)
+class Learnt(TextReward):
+    """What the run's own reward model has learnt by then; stands for it in the configuration alone."""
+
+    name: ClassVar[str] = "learnt"
+
+    def score(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
+        """Refuse: the phase that follows the reward model asks that model."""
+        raise TypeError("a learnt reward has no scores of its own")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,8 @@ class LoraTransformer(nn.Module):
         self._config = base.config.get_text_config()
         self.generation_config = getattr(base, "generation_config", None)
         self.adapted = adapted(base, rank, alpha, dropout, target_modules, key)
+        # Where an adapter that is saved finds its base: as it was asked for, not where it lies on this machine.
+        self.adapted.peft_config["default"].base_model_name_or_path = model
         self.train()
 
     @property
@@ -167,10 +169,17 @@ class LoraTransformer(nn.Module):
         """Return all tensors of the adapter by parameter name, trained or not; they share memory with the network."""
         return {name: tensor.detach() for name, tensor in self.named_parameters() if ".lora_" in name}
 
-    def without_adapter(self) -> AbstractContextManager[None]:
-        """Return a context in which the transformer is the pretrained one."""
-        context: AbstractContextManager[None] = self.adapted.disable_adapter()
-        return context
+    @contextlib.contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """Make the transformer the pretrained one inside the context; what is trained stays so after it."""
+        trained = [(tensor, tensor.requires_grad) for tensor in self.parameters()]
+        try:
+            with self.adapted.disable_adapter():
+                yield
+        finally:
+            # peft lets every factor of the adapter be trained at the end, a frozen A too.
+            for tensor, was in trained:
+                tensor.requires_grad_(was)
 
     def train(self, mode: bool = True) -> LoraTransformer:
         """Switch the adapter's dropout on or off; the base stays in evaluation mode."""
@@ -183,6 +192,8 @@ class LoraTransformer(nn.Module):
     def save_adapter(self, directory: Path) -> None:
         """Write the adapter as peft does, so that ``peft.PeftModel.from_pretrained`` reads it."""
         self.adapted.save_pretrained(str(directory), save_embedding_layers=False)
+        # A model card that nobody has filled in.
+        (directory / "README.md").unlink(missing_ok=True)
 
     def _placed(self, attention_mask: Tensor, inputs: dict[str, Any]) -> dict[str, Any]:
         """Return inputs with the positions of their tokens, where the architecture takes them."""

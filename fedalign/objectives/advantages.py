@@ -114,13 +114,13 @@ def group_advantages(rewards: Tensor, kind: Baseline) -> Tensor:
     count = rewards.shape[1]
     if count < 2:
         raise ValueError("a response is compared with others to the same prompt; there must be 2 or more")
-    centred = rewards - rewards.mean(1, keepdim=True)
+    # Equal rewards may miss their own mean by a rounding error, which a division, or Adam, would blow up to 1.
+    equal = (rewards == rewards[:, :1]).all(1, keepdim=True)
+    centred = (rewards - rewards.mean(1, keepdim=True)).masked_fill(equal, 0.0)
     if kind == "rloo":
         return centred * (count / (count - 1))
-    # Equal rewards may miss their own mean by a rounding error, which a division would blow up to 1.
-    equal = (rewards == rewards[:, :1]).all(1, keepdim=True)
     spread = rewards.std(1, correction=0, keepdim=True)
-    return torch.where(equal, torch.zeros_like(centred), centred / spread.where(~equal, torch.ones_like(spread)))
+    return centred / spread.where(~equal, torch.ones_like(spread))
 
 
 @torch.no_grad()

@@ -85,5 +85,6 @@ class CanaryLocalPrivacy(LocalPrivacy):
 
     def joined(self, units: UnitLosses, network: nn.Module, streams: Streams) -> UnitLosses:
         """Return the units with the canaries behind them."""
-        length, phase = self.canaries.norm * self.settings.clip, streams.phase
+        phase = streams.phase
+        length = self.canaries.norm * self.settings.in_phase(phase).clip
         return CanaryUnits(units, self.canaries, network, length, phase, self.stages.get(phase))

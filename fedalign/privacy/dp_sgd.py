@@ -57,7 +57,8 @@ class PrivateGradients:
     """
 
     def __init__(self, gradients: UnitGradients, units: UnitLosses, privacy: LocalPrivacy, streams: Streams) -> None:
-        self._gradients, self._units, self._privacy = gradients, units, privacy
+        self._gradients, self._units = gradients, units
+        self._settings = privacy.settings.in_phase(streams.phase)
         self._noise_multiplier = privacy.noise_in(streams.phase)
         self._batches = privacy.randomness.generator(streams, "dp_sgd/batches")
         self._noise = privacy.randomness.generator(streams, "dp_sgd/noise")
@@ -67,7 +68,7 @@ class PrivateGradients:
 
         The mean is over the expected number of units, whatever the batch has. An empty batch gives noise alone.
         """
-        settings = self._privacy.settings
+        settings = self._settings
         chosen = poisson_batch(self._units.units, settings.rate, self._batches)
         sums = self._gradients.clipped_sum(lambda some: self._units.losses(some, step), chosen)
         flat = torch.cat([s.flatten().cpu() for s in sums]).numpy()
@@ -85,7 +86,7 @@ def private_gradients(
     network: nn.Module, units: UnitLosses, privacy: LocalPrivacy, streams: Streams
 ) -> Iterator[PrivateGradients]:
     """Give what writes the gradients of a client's round; the network is left without hooks."""
-    gradients = unit_gradients(network, privacy.settings)
+    gradients = unit_gradients(network, privacy.settings.in_phase(streams.phase))
     try:
         yield PrivateGradients(gradients, privacy.joined(units, network, streams), privacy, streams)
     finally:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from fedalign.errors import UserError
 from fedalign.privacy.noise import NoiseSource
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ class DPSGD:
         L2 norm C that the gradient of a unit is shrunk to, all trained tensors together.
     rate : float
         Probability q that a unit takes part in a step, independently of all others and of earlier steps.
+    rates, clips : mapping from phase name to float
+        Rates and bounds of phases that need others.
     grad_sample : {"hooks", "functorch", "ghost", "loop"}
         How the gradients of units are found. ``hooks`` and ``functorch`` are Opacus' two ways in one backward pass
         over the batch; ``ghost`` finds their norms alone and takes a second pass, for networks whose gradients do not
@@ -49,6 +52,25 @@ class DPSGD:
     clip: Annotated[float, Field(gt=0)]
     rate: Annotated[float, Field(gt=0, le=1)]
     grad_sample: GradSample
+    rates: Mapping[str, Annotated[float, Field(gt=0, le=1)]] = field(default_factory=dict, kw_only=True)
+    clips: Mapping[str, Annotated[float, Field(gt=0)]] = field(default_factory=dict, kw_only=True)
+
+    def in_phase(self, phase: str) -> DPSGD:
+        """Return the settings with the bound and the rate of a phase."""
+        return replace(self, clip=self.clips.get(phase, self.clip), rate=self.rates.get(phase, self.rate))
+
+    def check_phases(self, known: Sequence[str]) -> None:
+        """Refuse rates and bounds of phases that there are not.
+
+        Raises
+        ------
+        UserError
+            Naming the key.
+        """
+        for key, named in (("rates", self.rates), ("clips", self.clips)):
+            for name in named:
+                if name not in known:
+                    raise UserError(f"{KEY}.{key}.{name}: no such phase; there are {', '.join(known)}")
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,8 @@ class Protection(Privacy):
         Budget of the whole run. With ``noise_multiplier`` null, the noise is chosen so that the planned rounds spend
         it; else the run stops before a round that would exceed it. None sets no limit.
     delta : float or None
-        None takes the number of units to the power of -1.1.
+        None takes the number of units to the power of -1.1. With that probability anything may be told, so it is
+        below one over the number of units, and 0.1 at most, however few there are.
     noise_multiplier : float or None
         Standard deviation of the noise over the clipping bound.
     clip : ClientLevel or None
@@ -51,7 +52,7 @@ class Protection(Privacy):
     """
 
     epsilon: Positive | None
-    delta: Annotated[float, Field(gt=0, lt=1)] | None
+    delta: Annotated[float, Field(gt=0, le=0.1)] | None
     noise_multiplier: Annotated[float, Field(ge=0)] | None
     clip: ClientLevel | None
     mechanism: Mechanism | None

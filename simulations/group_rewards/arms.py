@@ -12,11 +12,12 @@ MAJORITY = ("group-01", "group-03", "group-05", "group-07")
 MINORITY = ("group-02", "group-06")
 UNSEEN = ("group-09", "group-04")
 """One more of the majority and one more of the minority: their answers are never used."""
-TUNING_SEEDS = (100, 0, 1)
+TUNING_SEEDS = (100, 0, 1, 8, 10, 11, 13)
 """Of worlds that settings were chosen on."""
-SEEDS = (8, 10, 11)
-"""Of the reported worlds: the first from 2 on in which majority and minority favour different options of two thirds of
-the questions or more. That is known from the data alone (see ``conflict``); no arm had been run in them."""
+SEEDS = (17, 24, 26)
+"""Of the reported worlds: the first from 14 on in which the answers that are best on average serve the minority less
+than two thirds as well as the majority (see ``minority_share``). That is known from the data alone; no arm had been run
+in them."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ def common(model: str) -> tuple[str, ...]:
         "partition.test_fraction=0.25",
         "method.held_out=0.25",
         "method.predictor.local.lr=0.003",
+        "method.predictor.local.steps=12",
         "method.predictor.evaluation.draws=1",
         "method.policy.prompt='{question}'",
         "method.policy.kl=0.1",
@@ -89,15 +91,19 @@ def overrides(arm: Arm, model: str) -> tuple[str, ...]:
     return (*(one for one in common(model) if one.partition("=")[0] not in own), *arm.overrides)
 
 
-def conflict(survey: Survey) -> float:
-    """Return the share of the questions whose most chosen option is another in the minority than in the majority."""
-    differs = []
+def minority_share(survey: Survey, kl: float) -> float:
+    """Return how well the answers that are best on average serve the minority, over how well they serve the majority.
+
+    Best on average, at a penalty ``kl`` for leaving uniform answers, is ``softmax(mean share / kl)``; it serves a group
+    by the share of it that gives the answer.
+    """
+    served: dict[str, list[float]] = {group: [] for group in (*MAJORITY, *MINORITY)}
     for question in survey.questions:
-        sides = [
-            [survey.answers[g][question] for g in side if question in survey.answers[g]]
-            for side in (MAJORITY, MINORITY)
-        ]
-        if all(sides):
-            favoured = [int(np.mean(side, axis=0).argmax()) for side in sides]
-            differs.append(favoured[0] != favoured[1])
-    return sum(differs) / len(differs)
+        own = {group: survey.answers[group][question] for group in served if question in survey.answers[group]}
+        if len(own) < 2:
+            continue
+        best = np.exp(np.mean(list(own.values()), axis=0) / kl)
+        for group, shares in own.items():
+            served[group].append(float(shares @ best / best.sum()))
+    means = {group: np.mean(values) for group, values in served.items()}
+    return float(np.mean([means[g] for g in MINORITY]) / np.mean([means[g] for g in MAJORITY]))

@@ -17,11 +17,11 @@ from simulations.pluralllm.run import Task, execute
 OUTPUT = Path("outputs/simulations/group_rewards")
 
 
-def tasks(arms: Sequence[Arm], model: str, seeds: Sequence[int], output: Path) -> list[Task]:
+def tasks(arms: Sequence[Arm], model: str, output: Path) -> list[Task]:
     """Return all runs, seed by seed, so that an interrupted experiment has whole seeds."""
     return [
         Task(output / arm.name / f"seed-{seed}", (*overrides(arm, model), f"seed={seed}"))
-        for seed in seeds
+        for seed in SEEDS
         for arm in arms
     ]
 
@@ -39,7 +39,7 @@ def main() -> None:
     arms = [arm for arm in ARMS if chosen is None or arm.name in chosen]
     model = str(Path(given.model).resolve()) if Path(given.model).is_dir() else given.model
     with concurrent.futures.ThreadPoolExecutor(given.jobs) as pool:
-        todo = [pool.submit(execute, task) for task in tasks(arms, model, SEEDS, given.output)]
+        todo = [pool.submit(execute, task) for task in tasks(arms, model, given.output)]
         for finished in concurrent.futures.as_completed(todo):
             finished.result()
     print(write_results(given.output, given.results or given.output))

@@ -25,8 +25,8 @@ _COLUMNS: Mapping[str, Callable[[Scores], float]] = {
 
 def tables(found: Results) -> str:
     """Return all tables, a section each."""
-    sections = {_title(part): _scores(found, part) for part in _PARTS}
-    sections["Differences from the mean arm, paired by seed"] = _differences(found)
+    sections = {part[0].upper() + part[1:]: _scores(found, part) for part in _PARTS}
+    sections["Differences from the mean arm on held-out questions, paired by seed"] = _differences(found)
     sections["Adaptive alpha against the mean, in per cent of the mean arm's"] = _relative(found)
     return "\n".join(f"**{title}**\n\n{body}" for title, body in sections.items())
 
@@ -35,10 +35,6 @@ def relative(found: Results, part: str, column: str) -> dict[int, float]:
     """Return the change of a score from the mean arm to adaptive alpha, in per cent, by seed."""
     one, other = (_values(found, arm, part, column) for arm in (ADAPTIVE.name, MEAN.name))
     return {seed: 100 * (one[seed] / other[seed] - 1) for seed in one if seed in other}
-
-
-def _title(part: str) -> str:
-    return part[0].upper() + part[1:]
 
 
 def _values(found: Results, arm: str, part: str, column: str) -> dict[int, float]:
@@ -66,7 +62,7 @@ def _differences(found: Results) -> str:
                 for column in _COLUMNS
             ]
             rows.append((arm.label, [cell(pair, "+.3f") for pair in pairs]))
-    return _table(["held-out questions", *_COLUMNS], rows)
+    return _table(["difference", *_COLUMNS], rows)
 
 
 def _relative(found: Results) -> str:

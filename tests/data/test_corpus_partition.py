@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -55,8 +56,10 @@ def test_one_client_a_user(make: Make) -> None:
         assert {example.user for example in examples} == {shard.client} and not shard.test
         assert len(examples) == (4 if stage == "rl" else 2)
         assert stage == "rl" or all((example.rejected is not None) == (stage == "reward") for example in examples)
-    assert Counter(stage for shard in shards for stage in shard.stages) == {"sft": 5, "reward": 4, "rl": 3}
-    assert dropped == {"example_unused": 18}
+    found = Counter(stage for shard in shards for stage in shard.stages)
+    assert set(found) == set(THREE) and sum(found.values()) == 12
+    # Imitation leaves a user's two comparisons, the reward model its two demonstrations.
+    assert dropped == {"example_unused": 2 * (found["sft"] + found["reward"])}
 
 
 def test_without_disjoint_stages_a_user_serves_all(make: Make) -> None:
@@ -66,16 +69,24 @@ def test_without_disjoint_stages_a_user_serves_all(make: Make) -> None:
     assert dropped == {}
 
 
-def test_silos_are_even_and_have_users_of_every_stage(make: Make) -> None:
-    shards, _ = lay_out(make("partition/silos", shares=THREE, clients=3), corpus(users=20))
+@pytest.mark.parametrize("seed", range(3))
+def test_silos_are_about_even_and_so_are_the_users_of_each_stage(make: Make, seed: int) -> None:
+    n = 600
+    shards, _ = lay_out(make("partition/silos", shares=THREE, clients=3), corpus(users=n, each=1), seed)
     silos = shards[:-1]
     assert [shard.client for shard in silos] == ["silo-1", "silo-2", "silo-3"]
-    assert sorted(len(set().union(*users_by_stage([silo]).values())) for silo in silos) == [6, 7, 7]
-    for stage in THREE:
+    for stage, share in THREE.items():
+        # Within four standard deviations of a binomial: the two coins of a user are independent.
+        p = share / 3
         counts = [len(users_by_stage([silo])[stage]) for silo in silos]
-        assert max(counts) - min(counts) <= 1
-    alike = lay_out(make("partition/users", shares=THREE), corpus(users=20))[0]
-    assert users_by_stage(alike) == users_by_stage(shards)
+        assert all(abs(count - n * p) <= 4 * math.sqrt(n * p * (1 - p)) for count in counts)
+    assert sum(len(set().union(*users_by_stage([silo]).values())) for silo in silos) == n
+
+
+def test_who_serves_which_stage_does_not_depend_on_the_partition(make: Make) -> None:
+    data = corpus(users=30)
+    in_silos, alone = (lay_out(make(f"partition/{name}", shares=THREE), data)[0] for name in ("silos", "users"))
+    assert users_by_stage(in_silos) == users_by_stage(alone)
 
 
 def test_test_examples_are_dealt_to_unseen_clients(make: Make) -> None:
@@ -96,8 +107,10 @@ def test_test_examples_are_dealt_to_unseen_clients(make: Make) -> None:
 def test_what_does_not_fit_is_refused(make: Make) -> None:
     with pytest.raises(UserError, match=r"partition\.unseen=9: the data hold 5 test examples.*partition\.unseen=5 or"):
         lay_out(make("partition/users", unseen=9), corpus())
-    with pytest.raises(UserError, match=r"partition\.clients=13: the data have 12 users.*partition\.clients=12 or"):
+    with pytest.raises(UserError, match=r"partition\.clients=13: nobody of 12 users came to silo-\d+; lower it"):
         lay_out(make("partition/silos", clients=13), corpus())
+    with pytest.raises(UserError, match=r"partition\.shares\.\w+=0\.5: none of 1 users came to serve it"):
+        lay_out(make("partition/users", shares={"sft": 0.5, "reward": 0.5, "rl": 0.0}), corpus(users=1))
     named = Corpus(
         [Example("test-1", "all", f"{i}", " So.", None, "train") for i in range(3)] + list(corpus().examples)
     )
@@ -160,6 +173,69 @@ def test_the_laws_of_every_layout(world: tuple[Corpus, StagedPartition], seed: i
     # Clients that train have something to train on, and the seed alone decides.
     assert all(any(shard.stages.values()) == (shard.role is Role.TRAIN) for shard in shards)
     assert lay_out(partition, data, seed) == (shards, dropped)
+
+
+def without(data: Corpus, gone: str) -> Corpus:
+    return Corpus([one for one in data.examples if one.user != gone or one.split == "test"])
+
+
+def of_others(shards: list[CorpusShard], gone: str) -> dict[tuple[str, str], tuple[Example, ...]]:
+    """Return what each client has for each stage, but for one user's."""
+    found = {
+        (shard.client, stage): tuple(one for one in examples if one.user != gone)
+        for shard in shards
+        for stage, examples in shard.stages.items()
+    }
+    return {place: examples for place, examples in found.items() if examples}
+
+
+def both_laid_out(
+    partition: StagedPartition, first: Corpus, second: Corpus, seed: int
+) -> tuple[list[CorpusShard], list[CorpusShard]] | None:
+    """Return the layouts of two corpora; None where a stage or a silo of one has nobody."""
+    try:
+        return lay_out(partition, first, seed)[0], lay_out(partition, second, seed)[0]
+    except UserError:
+        return None
+
+
+@settings(max_examples=200)  # more than half of the worlds are refused
+@given(worlds(), st.integers(0, 3), st.data())
+def test_nobody_else_is_moved_by_a_user_who_leaves(
+    world: tuple[Corpus, StagedPartition], seed: int, data: st.DataObject
+) -> None:
+    whole, partition = world
+    gone = data.draw(st.sampled_from(sorted({one.user for one in whole.examples})))
+    found = both_laid_out(partition, whole, without(whole, gone), seed)
+    if found is not None:
+        before, after = found
+        assert of_others(before, gone) == of_others(after, gone)
+        assert [shard.test for shard in before if shard.test] == [shard.test for shard in after if shard.test]
+
+
+@settings(max_examples=200)
+@given(worlds(), st.integers(0, 3), st.booleans(), st.data())
+def test_nobody_else_is_moved_by_a_text_that_comes(
+    world: tuple[Corpus, StagedPartition], seed: int, compared: bool, data: st.DataObject
+) -> None:
+    whole, partition = world
+    user = data.draw(st.sampled_from(sorted({one.user for one in whole.examples})))
+    more = Example(user, "all", "more", " So.", " No." if compared else None, "train")
+    place = data.draw(st.integers(0, len(whole.examples)))
+    longer = Corpus([*whole.examples[:place], more, *whole.examples[place:]])
+    found = both_laid_out(partition, whole, longer, seed)
+    if found is not None:
+        assert of_others(found[0], user) == of_others(found[1], user)
+
+
+@pytest.mark.parametrize("name", ["users", "silos"])
+@pytest.mark.parametrize("disjoint", [True, False])
+def test_each_of_many_users_can_leave(make: Make, name: str, disjoint: bool) -> None:
+    partition, data = make(f"partition/{name}", shares=THREE, disjoint=disjoint), corpus(users=40, each=1)
+    whole = lay_out(partition, data)[0]
+    for i in range(40):
+        gone = f"u{i:02d}"
+        assert of_others(lay_out(partition, without(data, gone))[0], gone) == of_others(whole, gone)
 
 
 @pytest.mark.parametrize("name", ["users", "silos"])

@@ -1,7 +1,8 @@
-"""Stages and their users: quotas keep to the shares, and users who can serve one stage alone are not wasted."""
+"""Stages and their users: shares hold in expectation, and who serves what depends on nobody else."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedalign.data.corpus import Example
-from fedalign.data.corpus_stages import Shares, assign, quotas, readable
+from fedalign.data.corpus_stages import Shares, assign, readable
 from fedalign.errors import UserError
 from fedalign.rng import Streams
 
@@ -18,33 +19,9 @@ def example(user: str, compared: bool = False) -> Example:
     return Example(user, "all", "How?", " So.", " No." if compared else None, "train")
 
 
-@pytest.mark.parametrize(
-    ("n", "shares", "expected"),
-    [
-        (10, {"sft": 0.5, "rl": 0.5}, {"sft": 5, "rl": 5}),
-        (10, {"sft": 0.3333, "reward": 0.3333, "rl": 0.3333}, {"sft": 4, "reward": 3, "rl": 3}),
-        (7, {"sft": 0.2, "reward": 0.3, "rl": 0.5}, {"sft": 1, "reward": 2, "rl": 4}),
-        (3, {"sft": 0.01, "reward": 0.01, "rl": 0.98}, {"sft": 1, "reward": 1, "rl": 1}),
-        (5, {"rl": 1.0}, {"rl": 5}),
-    ],
-)
-def test_quotas(n: int, shares: dict[str, float], expected: dict[str, int]) -> None:
-    assert quotas(n, shares) == expected
-
-
-@given(st.integers(3, 200), st.lists(st.floats(0.001, 1.0), min_size=1, max_size=3))
-def test_quotas_sum_and_are_near_the_shares(n: int, weights: list[float]) -> None:
-    shares = {f"stage {i}": weight / sum(weights) for i, weight in enumerate(weights)}
-    found = quotas(n, shares)
-    assert sum(found.values()) == n
-    assert all(count >= 1 for count in found.values())
-    # Off by the rounding, and by what stages without a user are given.
-    assert all(abs(count - n * shares[stage]) < len(shares) for stage, count in found.items())
-
-
-def test_fewer_users_than_stages_are_refused() -> None:
-    with pytest.raises(UserError, match=r"disjoint=true: 2 stages \(sft, rl\) need a user each, the data have 1"):
-        quotas(1, {"sft": 0.5, "rl": 0.5})
+def near(count: int, n: int, share: float) -> bool:
+    """Whether a count is within four standard deviations of a binomial's mean."""
+    return abs(count - n * share) <= 4 * math.sqrt(n * share * (1 - share))
 
 
 def test_shares_sum_to_one_within_rounding() -> None:
@@ -63,6 +40,14 @@ def test_what_each_stage_can_learn_from() -> None:
     assert readable([written], stages) == {"sft": [written], "reward": [], "rl": [written]}
 
 
+def test_what_imitation_reads_of_a_user_is_that_user_s_matter() -> None:
+    compared = example("ben", compared=True)
+    for others in ([], [example("ann")], [example("ann"), example("ann", compared=True)]):
+        found = readable([*others, compared], ["sft"])["sft"]
+        assert [one for one in found if one.user == "ben"] == [compared]
+    assert compared not in readable([compared, example("ben")], ["sft"])["sft"]
+
+
 def test_a_stage_without_data_is_refused() -> None:
     readers = readable([example("ann"), example("ben")], ["reward", "rl"])
     for disjoint in (True, False):
@@ -70,37 +55,63 @@ def test_a_stage_without_data_is_refused() -> None:
             assign(readers, Shares(0.0, 0.4, 0.6), disjoint, Streams(0))
 
 
-def test_a_stage_with_too_few_users_is_refused() -> None:
-    examples = [example(f"u{i}", compared=i < 2) for i in range(10)]
-    readers = readable(examples, ["reward", "rl"])
-    with pytest.raises(UserError, match=r"\.reward=0\.5: 5 of 10 users .* 2 of them have comparisons.*0\.2 or less"):
-        assign(readers, Shares(0.0, 0.5, 0.5), True, Streams(0))
-    assigned = assign(readers, Shares(0.0, 0.2, 0.8), True, Streams(0))
-    assert {user for user, stages in assigned.items() if stages == ("reward",)} == {"u0", "u1"}
+def test_a_stage_to_which_nobody_came_is_refused() -> None:
+    readers = readable([example("ann"), example("ann", compared=True)], ["sft", "reward", "rl"])
+    shares = Shares(0.3, 0.3, 0.4)
+    with pytest.raises(
+        UserError, match=r"partition\.shares\.\w+=0\.[34]: none of 1 users came .*disjoint=false"
+    ) as one:
+        assign(readers, shares, True, Streams(0))
+    assert "\n" not in str(one.value)
+    assert assign(readers, shares, False, Streams(0)) == {"ann": ("sft", "reward", "rl")}
+
+
+@pytest.mark.parametrize("shares", [Shares(0.5, 0.0, 0.5), Shares(0.2, 0.3, 0.5), Shares(0.333, 0.333, 0.333)])
+@pytest.mark.parametrize("seed", range(3))
+def test_shares_hold_in_expectation(shares: Shares, seed: int) -> None:
+    n = 600
+    examples = [example(f"u{i}", compared) for i in range(n) for compared in (False, True)]
+    assigned = assign(readable(examples, list(shares.served)), shares, True, Streams(seed))
+    counts = Counter(stage for stages in assigned.values() for stage in stages)
+    assert set(counts) == set(shares.served) and sum(counts.values()) == n
+    total = sum(shares.served.values())
+    assert all(near(counts[stage], n, share / total) for stage, share in shares.served.items())
+
+
+def test_stages_that_can_learn_from_a_user_share_it_in_proportion() -> None:
+    writers, comparers = ([f"{kind} {i}" for i in range(600)] for kind in ("writes", "compares"))
+    examples = [*map(example, writers), *(example(user, compared=True) for user in comparers)]
+    shares = Shares(0.2, 0.5, 0.3)
+    assigned = assign(readable(examples, list(shares.served)), shares, True, Streams(0))
+    written = Counter(assigned[user] for user in writers)
+    assert set(written) == {("sft",), ("rl",)} and near(written["sft",], 600, 0.4)
+    compared = Counter(assigned[user] for user in comparers)
+    assert all(near(compared[stage,], 600, share) for stage, share in shares.served.items())
 
 
 @given(
-    st.lists(st.sampled_from(["writes", "compares", "both"]), min_size=3, max_size=30),
+    st.lists(st.sampled_from(["writes", "compares", "both"]), min_size=2, max_size=20),
     st.tuples(st.integers(0, 4), st.integers(0, 4), st.integers(0, 4)).filter(any),
+    st.booleans(),
     st.integers(0, 3),
 )
-def test_quotas_are_met_whenever_they_can_be(kinds: list[str], weights: tuple[int, ...], seed: int) -> None:
-    examples = [example(f"u{i:02d}", compared=c) for i, k in enumerate(kinds) for c in (False, True) if _has(k, c)]
+def test_the_laws_of_assignment(kinds: list[str], weights: tuple[int, ...], disjoint: bool, seed: int) -> None:
+    examples = [example(f"u{i:02d}", c) for i, kind in enumerate(kinds) for c in (False, True) if _has(kind, c)]
     shares = Shares(*(weight / sum(weights) for weight in weights))
     readers = readable(examples, list(shares.served))
     able = {stage: {e.user for e in found} for stage, found in readers.items()}
-    everybody = set().union(*able.values())
+    everybody = sorted(set().union(*able.values()))
     try:
-        assigned = assign(readers, shares, True, Streams(seed))
-    except UserError:
-        # Hall's condition for the two stages that cannot learn from everybody fails, or a user for each.
-        wanted = quotas(len(everybody), shares.served) if len(everybody) >= len(able) else {}
-        assert not wanted or any(len(able[stage]) < n for stage, n in wanted.items())
+        assigned = assign(readers, shares, disjoint, Streams(seed))
+    except UserError as error:
+        assert "partition.shares." in str(error) and "\n" not in str(error)
         return
-    assert set(assigned) == everybody
-    assert all(len(stages) == 1 and user in able[stages[0]] for user, stages in assigned.items())
-    assert Counter(stages[0] for stages in assigned.values()) == quotas(len(everybody), shares.served)
-    assert assign(readers, shares, True, Streams(seed)) == assigned
+    assert list(assigned) == everybody
+    assert all(user in able[stage] for user, stages in assigned.items() for stage in stages)
+    assert {stage for stages in assigned.values() for stage in stages} == set(shares.served)
+    for user, stages in assigned.items():
+        assert len(stages) == (1 if disjoint else sum(user in users for users in able.values()))
+    assert assign(readers, shares, disjoint, Streams(seed)) == assigned
 
 
 def _has(kind: str, compared: bool) -> bool:
@@ -117,12 +128,3 @@ def test_without_disjoint_stages_everybody_serves_what_they_can() -> None:
     examples = [example("ann"), example("ben"), example("ben", compared=True)]
     assigned = assign(readable(examples, ["sft", "reward", "rl"]), Shares(0.2, 0.3, 0.5), False, Streams(0))
     assert assigned == {"ann": ("sft", "rl"), "ben": ("sft", "reward", "rl")}
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_users_who_can_serve_one_stage_alone_are_taken_first(seed: int) -> None:
-    examples = [example("both"), example("both", compared=True), example("compares", compared=True)]
-    examples += [example(f"writes {i}") for i in range(2)]
-    readers = readable(examples, ["sft", "reward"])
-    assigned = assign(readers, Shares(0.75, 0.25, 0.0), True, Streams(seed))
-    assert {user for user, stages in assigned.items() if stages == ("reward",)} == {"compares"}

@@ -52,24 +52,22 @@ def test_one_file(make: Make, write: Write, name: str) -> None:
 
 
 def test_folder_and_hub(make: Make, write: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import huggingface_hub
-
     whole = load(make, write("whole.jsonl", RECORDS))
     (tmp_path / "own").mkdir()
     for split, records in (("train", RECORDS[:3]), ("validation", RECORDS[3:])):
         write(f"own/{split}.jsonl", records)
         (tmp_path / "hub" / "comparisons" / split).mkdir(parents=True)
         write(f"hub/comparisons/{split}/0000.parquet", records)
-    asked: list[tuple[str, str, str, str]] = []
+    asked: list[tuple[str, str, str]] = []
 
-    def hf_hub_download(repo: str, file: str, repo_type: str, revision: str) -> str:
-        asked.append((repo, file, repo_type, revision))
-        return str(tmp_path / "hub" / file)
+    def dataset_file(repo: str, file: str, revision: str) -> Path:
+        asked.append((repo, file, revision))
+        return tmp_path / "hub" / file
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
+    monkeypatch.setattr(tldr, "dataset_file", dataset_file)
     assert load(make, tmp_path / "own") == load(make, tmp_path / "hub") == load(make, None) == whole
     assert asked == [
-        (tldr.HUB_NAME, f"comparisons/{split}/0000.parquet", "dataset", "refs/convert/parquet")
+        (tldr.HUB_NAME, f"comparisons/{split}/0000.parquet", "refs/convert/parquet")
         for split in ("train", "validation")
     ]
 

@@ -212,6 +212,28 @@ def test_local_steps_are_charged_to_the_clients_that_take_them() -> None:
     assert keeper.ledger.epsilon() == pytest.approx(expected.epsilon([Entry("x", PoissonGaussianEvent(0.25, 1.0), 4)]))
 
 
+def test_a_phase_is_charged_at_its_own_rate() -> None:
+    """And no other is; a bound changes nothing, because the noise goes by it."""
+    local = DPSGD("example", 1.0, 0.25, "hooks", rates={"pull": 0.5}, clips={"pull": 9.0})
+    for name, rate in (("pull", 0.5), ("push", 0.25)):
+        keeper = account([exposure(name=name)], **{**LOCAL, "local": local})
+        keeper.charge(name, ["c001"])
+        expected = Ledger(Unit.EXAMPLE, Relation.ADD_OR_REMOVE, 1e-5)
+        entry = Entry("x", PoissonGaussianEvent(rate, 1.0), 2)
+        assert keeper.ledger.epsilon() == pytest.approx(expected.epsilon([entry]))
+
+
+def test_the_worst_case_is_that_of_local_noise_alone() -> None:
+    """Who is asked follows from the seed; where clients add no noise, the busiest of them is what counts."""
+    phase = Pull(rounds=6)
+    phase.local_steps = 3
+    sampler = FixedSampler(20)
+    local = exposure_of(phase, 8, sampler, MANY, SEED, protection(**LOCAL))
+    secure = exposure_of(phase, 8, sampler, MANY, SEED, protection(**DISTRIBUTED))
+    assert local.most == most_rounds_at_worst(phase, sampler) == 6
+    assert secure.most == most_rounds(phase, sampler, MANY, SEED) < 6
+
+
 # What is written down.
 
 

@@ -21,8 +21,8 @@ from fedalign.federation.observer import PhasePlan, RoundReport
 from fedalign.federation.sampling import FixedSampler, FractionSampler, PoissonSampler, Sampler
 from fedalign.federation.server_app import make_server_app
 from fedalign.federation.server_optimizer import FedAvg, FedAvgM, ServerOptimizerSpec
-from fedalign.methods.base import Artefacts, Participation, Phase
-from fedalign.metrics.record import MetricSum
+from fedalign.methods.base import Artefacts, Memory, Participation, Phase
+from fedalign.metrics.record import MetricSum, encode
 from fedalign.rng import Streams
 
 from .toy import Halfway, after_a_round, node, opener
@@ -220,6 +220,37 @@ def test_the_best_checkpoint_is_that_of_the_highest_selection_value(tmp_path: Pa
         assert best.best == max(rounds.values())
         assert best.round == max(rounds, key=lambda number: rounds[number])
         assert Checkpoint.load(folder, NEWEST, "toy").round == 4
+
+
+class Rewarded(Halfway):
+    """Tells of training what no evaluation does, at its highest in the second round."""
+
+    def local(self, state: State, shard: Any, streams: Streams, memory: Memory) -> Contribution:
+        told = super().local(state, shard, streams, memory)
+        reward = encode([MetricSum("train/reward", shard[0], -abs(streams.round - 2.0), 1.0)])
+        return Contribution(told.tensors, {**told.scalars, **reward})
+
+
+def test_what_is_told_of_training_may_choose(tmp_path: Path) -> None:
+    World(tmp_path, [Rewarded(rounds=4)], evaluate_every=1, selection="train/reward").run()
+    best = Checkpoint.load(tmp_path, BEST, "toy")
+    assert (best.round, best.best) == (2, 0.0)
+
+
+class Boasting(Halfway):
+    """Tells of training under the name of what is evaluated, and better the earlier it is."""
+
+    def local(self, state: State, shard: Any, streams: Streams, memory: Memory) -> Contribution:
+        told = super().local(state, shard, streams, memory)
+        boast = encode([MetricSum("train/closeness", shard[0], 100.0 - streams.round, 1.0)])
+        return Contribution(told.tensors, {**told.scalars, **boast})
+
+
+def test_an_evaluation_counts_before_what_is_told_of_training(tmp_path: Path) -> None:
+    World(tmp_path, [Boasting(rounds=3)], evaluate_every=1).run()
+    best = Checkpoint.load(tmp_path, BEST, "toy").best
+    assert best is not None
+    assert best <= 1.0
 
 
 def test_an_unmeasured_selection_value_keeps_no_best(tmp_path: Path) -> None:

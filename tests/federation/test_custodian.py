@@ -371,6 +371,18 @@ def test_metrics_that_are_not_affordable_are_not_asked_for() -> None:
     assert keeper.epsilon <= 3.0
 
 
+def test_an_evaluation_that_tells_none_of_the_metrics_is_not_asked_for() -> None:
+    """It would cost budget, and nothing could be shown."""
+    keeper = opened(protection(metrics=SummedMetrics((), 2.0)), metrics=NAMES, evaluations=1)
+    phase = Pull()
+    for told, asked in ((None, True), (frozenset({NAMES[0], "x"}), True), (frozenset({"x"}), False)):
+        phase.bounded_metrics = told
+        assert (keeper.evaluation_terms(phase, CLIENTS) is not None) == asked
+    exact = opened(secure_sum(metrics=SummedMetrics((), 0.0)), metrics=NAMES)
+    assert exact.evaluation_terms(phase, CLIENTS) is not None
+    assert opened(protection()).evaluation_terms(phase, CLIENTS) is not None
+
+
 def test_only_metrics_that_are_accounted_for_choose() -> None:
     assert not opened(protection()).lets_choose
     assert opened(secure_sum()).lets_choose

@@ -6,7 +6,7 @@ import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -388,3 +388,29 @@ def test_a_node_refuses_its_own_clients_before_it_trains(disjoint: bool, local: 
     with pytest.raises(RunFailed, match=r"cannot start: .*the user 'bob' of client 'cid'"):
         discover(grid, "{}", 5, 1.0)
     site.check(["ada"])
+
+
+@pytest.mark.parametrize(
+    ("unit", "delta", "refused"), [("user", 0.05, False), ("user", 0.1, True), ("example", 0.1, True)]
+)
+def test_a_delta_that_gives_a_unit_away_is_refused_where_the_units_are(
+    unit: Literal["user", "example"], delta: float, refused: bool
+) -> None:
+    """Ten people of stage sft on five clients, and five of stage rl."""
+
+    class Data(ToyData):
+        def shard(self, client: str) -> Any:
+            return {"sft": (f"{client}-1", f"{client}-2"), "rl": (f"{client}-3",)}
+
+    data = Data(tuple("abcde"), ("f",))
+    dp_sgd = {**PLAIN_SUM, "local": DPSGD(unit, 1.0, 0.5, "loop"), "noise_multiplier": 1.0, "delta": delta}
+    site = Site(SEED, torch.get_num_threads(), PHASES, data, protection(**dp_sgd), (), True)
+    everybody = [client.name for client in data.clients]
+    if not refused:
+        site.check(everybody)
+        return
+    with pytest.raises(UserError, match=rf"privacy\.delta=0\.1: phase 'learn sft' reads 10 {unit}s"):
+        site.check(everybody)
+    # Unseen clients are no units, and phases that do not train read none.
+    site.check(["a", "b", "c", "d", "f"])
+    replace(site, phases=[Shared("sft", rounds=0)]).check(everybody)

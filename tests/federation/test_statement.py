@@ -12,6 +12,7 @@ from fedalign.federation.directory import ClientDirectory
 from fedalign.federation.exposure import exposure_of
 from fedalign.federation.sampling import CyclicSampler, FixedSampler, PoissonSampler, Sampler
 from fedalign.federation.statement import statement
+from fedalign.methods.base import Participation
 from fedalign.privacy.adaptive_clipping import AdaptiveClip
 from fedalign.privacy.client_level import ClientLevel
 from fedalign.privacy.distributed import Skellam
@@ -117,6 +118,9 @@ def left_out(told: dict[str, Any], words: str) -> bool:
 def test_what_is_not_covered_is_named() -> None:
     told = facts(KINDS["central"])
     assert left_out(told, "metrics: they are exact")
+    assert left_out(told, "metrics=withheld or summed")
+    # Sums would tell the server what local noise hides from it.
+    assert not left_out(facts(KINDS["local"]), "or summed")
     assert left_out(told, "hyperparameter search")
     assert left_out(told, "whoever knows the run's seed")
     assert left_out(told, "the number of training clients")
@@ -140,7 +144,7 @@ def test_released_metrics_are_named() -> None:
 
 def test_clipping_is_stated() -> None:
     assert facts(KINDS["secure sum"])["clipping"] is None
-    assert facts(KINDS["local"])["clipping"] == {"bound": 1.0, "of": "gradient of one user"}
+    assert facts(KINDS["local"])["clipping"] == {"bound": 1.0, "phases": {}, "of": "gradient of one user"}
     adaptive = facts(KINDS["adaptive"])["clipping"]
     assert adaptive["adaptive"]
     assert adaptive["last"] == {}
@@ -177,9 +181,40 @@ def test_it_is_said_how_stages_come_together(unit: str | None) -> None:
         assert set(told["epsilon_by_phase"]) == {"pull", "push"}
     assert apart["epsilon"] == pytest.approx(max(apart["epsilon_by_phase"].values()))
     assert together["epsilon"] > 1.02 * max(together["epsilon_by_phase"].values())
-    more = set(apart["not_covered"]) - set(together["not_covered"])
-    assert len(more) == 1
-    assert ("holds data for which stage" if unit is None else f"the same {unit} under another name") in more.pop()
+    more = " ".join(sorted(set(apart["not_covered"]) - set(together["not_covered"])))
+    expected = ["holds data for which stage"] if unit is None else [f"same {unit} under another", "moves nobody else"]
+    assert all(words in more for words in expected)
+    assert "without the data" not in more
+
+
+def test_what_is_taken_as_public_is_that_of_the_data_at_hand() -> None:
+    assert not left_out(facts(KINDS["central"]), "which questions a survey asks")
+    keeper = opened(protection())
+    told = statement(keeper.privacy, keeper.account, (), {}, ["which questions a survey asks"])
+    assert left_out(told, "which questions a survey asks: taken as public")
+
+
+def test_what_rewards_and_judges_learnt_before_is_never_covered() -> None:
+    for kind in ("central", "local"):
+        assert left_out(facts(KINDS[kind]), "rewards and judges"), kind
+
+
+def test_rates_are_said_by_phase() -> None:
+    local = DPSGD("example", 1.0, 0.25, "loop", rates={"pull": 0.5}, clips={"pull": 2.0})
+    told = facts(protection(**{**LOCAL, "local": local, "noise_multiplier": 1.0}))
+    assert told["sampling_rates"] == {"pull": 0.5}
+    assert told["clipping"] == {"bound": 1.0, "phases": {"pull": 2.0}, "of": "gradient of one example"}
+    assert facts(KINDS["central"], PoissonSampler(0.5))["sampling_rates"] == {"pull": 0.5}
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_relation_must_hold_for_every_phase(first: bool) -> None:
+    """Where one phase asks all, whoever is gone is zeros there, in whatever order the phases come."""
+    phases = [Pull(2), Push(2)]
+    phases[not first].participation = Participation.ALL
+    told = opened(protection(), phases=phases, sampler=PoissonSampler(0.5)).statement()
+    assert told is not None
+    assert told["relation"] == "zero_out"
 
 
 def test_a_phase_alone_is_one_after_another() -> None:

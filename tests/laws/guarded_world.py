@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fedalign.config import parse, resolve
 from fedalign.contribution import WEIGHT, Contribution, State
+from fedalign.data.federated import Kind
 from fedalign.engines.in_process import InProcessGrid
 from fedalign.federation.account import Account
 from fedalign.federation.client_app import make_client_app
@@ -103,7 +104,7 @@ class World:
 
     def custody(self) -> Custodian:
         """Return what guards the run, as a run makes it."""
-        method = SimpleNamespace(name="toy", headline="train/closeness", selection="train/closeness")
+        method = SimpleNamespace(name="toy", kind=Kind.SURVEY, headline="train/closeness", selection="train/closeness")
         layout = SimpleNamespace(disjoint=False)
         config: Any = SimpleNamespace(
             privacy=self.privacy, method=method, federation=self.federation, seed=5, partition=layout

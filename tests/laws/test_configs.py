@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from fedalign.models.base import ModelSpec
 from fedalign.models.gpo import GPOModel
 from fedalign.models.reward import RewardSpec
 from fedalign.models.variational import VariationalSpec
+from fedalign.run import Result, start
 
 from .conftest import TINY, Runner, final_state, residuals
 
@@ -23,7 +25,8 @@ CHOICES = [
     (group, name)
     for group, names in options().items()
     for name in names
-    if group not in ("federation/sampler", "federation/server_optimizer", "experiment") and "privacy/" not in group
+    if group not in ("federation/sampler", "federation/server_optimizer", "experiment")
+    and not group.startswith(("privacy/", "method/"))
 ]
 
 
@@ -54,8 +57,10 @@ def suited(group: str, choice: str) -> list[str]:
     node = resolve([choice, *NEEDS.get(choice, [])]).get(group)
     known = methods()
     if group in ("data", "partition"):
-        part = build(node, DataSource if group == "data" else Layout, group)
+        part: Any = build(node, DataSource if group == "data" else Layout, group)
         return [name for name, method in known.items() if method.kind is part.kind]
+    if group == "local":
+        return [name for name, method in known.items() if hasattr(method, "local")]
     if group == "model":
         model = build(node, ModelSpec, group)
         return [
@@ -76,7 +81,8 @@ def test_every_choice_of_every_group_builds_with_a_method_that_it_suits(group: s
     parse(resolve([f"method={fitting[0]}", choice, *needs]))
     others = set(methods()) - set(fitting) - {"uniform", "question_mean", "length_rule"}
     for other in sorted(others)[:1]:
-        with pytest.raises(UserError, match=rf"method={other} (learns from|trains a) .*choose another {group} "):
+        refusal = rf"method={other} (learns from|trains a) .*choose another {group} |unknown key method\.{group};"
+        with pytest.raises(UserError, match=refusal):
             parse(resolve([f"method={other}", choice, *needs]))
 
 
@@ -99,6 +105,52 @@ def test_every_part_of_a_guarantee_builds(group: str, name: str) -> None:
     noise = ["privacy.metrics.noise_multiplier=9"] if name == "summed" else []
     secret = ["privacy/metrics=withheld"] if name == "secagg" else []
     parse(resolve([f"privacy={whole}", f"{group}={name}", *noise, *secret]))
+
+
+METHOD_PARTS = {
+    "method/reward": ("method/reward", ["dprlhf", "dprlhf_rloo", "dprlhf_grpo"]),
+    "method/algorithm": ("method/algorithm@method.rl.algorithm", ["dprlhf", "dprlhf_preferences"]),
+    "method/aggregation": ("method/aggregation", ["plural_rlhf"]),
+}
+"""How parts of methods are chosen, and with which methods."""
+FILES = {"fitted_sentiment": ["method.reward.path=reviews.jsonl"]}
+
+
+def test_parts_of_methods_are_known() -> None:
+    assert {group for group in options() if group.startswith("method/")} == set(METHOD_PARTS)
+
+
+@pytest.mark.parametrize(
+    ("group", "name"), [(group, name) for group in METHOD_PARTS for name in options().get(group, {})]
+)
+def test_every_part_of_a_method_builds_with_the_methods_that_have_it(group: str, name: str) -> None:
+    choice, fitting = METHOD_PARTS[group]
+    built: list[Any] = [
+        parse(resolve([f"method={method}", f"{choice}={name}", *FILES.get(name, [])])).method for method in fitting
+    ]
+    field = group.removeprefix("method/")
+    for method in built:
+        part = getattr(method.rl if field == "algorithm" else method, field)
+        expected = resolve([f"method={fitting[0]}", f"{choice}={name}", *FILES.get(name, [])])["method"]
+        values = (expected["rl"] if field == "algorithm" else expected)[field]
+        assert type(part).__name__ == values["_target_"].rpartition(".")[2]
+        assert all(getattr(part, key) == value for key, value in values.items() if key != "_target_")
+    with pytest.raises(UserError, match=rf"{choice}: the method that is chosen has no such part"):
+        resolve(["method=fedvpa", f"{choice}={name}"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["method=dprlhf", "method.rl.algoritm=1"], r"unknown key method\.rl\.algoritm.*method\.rl\.algorithm"),
+        (["method=dprlhf", "method/reward=vadar"], r"method/reward=vadar: no such option.*vader"),
+        (["method=dprlhf", "method/algorithm@method.rl.algorithm=pp"], r"method/algorithm=pp: no such option.*ppo"),
+        (["method=dprlfh"], r"method=dprlfh: no such option.*dprlhf"),
+    ],
+)
+def test_what_is_misspelt_in_a_method_s_parts_is_named(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        resolve(overrides)
 
 
 @pytest.mark.parametrize("name", options()["federation/server_optimizer"])
@@ -157,14 +209,12 @@ CHANGES = [
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory):
-    from fedalign.run import start
-
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Result:
     return start([*TINY, f"output={tmp_path_factory.mktemp('reference') / 'run'}"])
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_an_option_changes_what_is_learnt(run: Runner, reference, change: str) -> None:
+def test_an_option_changes_what_is_learnt(run: Runner, reference: Result, change: str) -> None:
     extra = ["method.local.period=3"] if "periodic" in change else []
     changed = final_state(run("changed", *change.split(), *extra))
     known = final_state(reference)
@@ -175,7 +225,9 @@ def test_an_option_changes_what_is_learnt(run: Runner, reference, change: str) -
 @pytest.mark.parametrize(
     "change", ["method.evaluation.draws=2", "method.evaluation.context_questions=3", "method.evaluation.train=false"]
 )
-def test_evaluation_options_change_what_is_measured_and_nothing_else(run: Runner, reference, change: str) -> None:
+def test_evaluation_options_change_what_is_measured_and_nothing_else(
+    run: Runner, reference: Result, change: str
+) -> None:
     changed = run("changed", change)
     assert residuals(final_state(changed), final_state(reference)) == (0.0, 0.0)
     assert changed.summary.metrics != reference.summary.metrics

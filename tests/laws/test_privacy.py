@@ -329,13 +329,21 @@ def test_a_single_band_is_independent_noise(run: Runner) -> None:
     assert residuals(final_state(central), final_state(banded))[0] <= 1e-12
 
 
-@pytest.mark.parametrize("unit", ["clip=0.1", "rate=0.9"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "privacy.local.clip=0.1",
+        "privacy.local.rate=0.9",
+        "+privacy.local.clips.gpo=0.1",
+        "+privacy.local.rates.gpo=0.9",
+    ],
+)
 @pytest.mark.slow
-def test_an_option_of_local_noise_changes_what_is_learnt(run: Runner, unit: str) -> None:
+def test_an_option_of_local_noise_changes_what_is_learnt(run: Runner, change: str) -> None:
     # Adam takes steps of the same length whatever the gradients are clipped to.
     local = (*GUARANTEES["local_user"], *SHORT, "method.local.optimizer=sgd")
     plain = final_state(run("plain", *local))
-    assert differ(plain, final_state(run("changed", *local, f"privacy.local.{unit}")))
+    assert differ(plain, final_state(run("changed", *local, change)))
 
 
 def test_the_metrics_that_are_named_are_those_that_are_released(run: Runner) -> None:
@@ -386,8 +394,8 @@ def test_options_of_masks_change_no_sum(run: Runner, change: str) -> None:
 def test_every_option_of_every_guarantee_is_tried() -> None:
     """A new one must be put into a test above."""
     tried = {
-        *CHANGES, "names", "neighbours", "threshold", "unit", "clip", "rate", "grad_sample", "adaptive", "rounding",
-        "local", "secure", "metrics", "_target_",
+        *CHANGES, "names", "neighbours", "threshold", "unit", "clip", "rate", "clips", "rates", "grad_sample", "adaptive",
+        "rounding", "local", "secure", "metrics", "_target_",
     }  # fmt: skip
     found = set()
 

@@ -4,12 +4,10 @@ What cannot occur here, or is tested elsewhere already:
 
 - 9: no network of the package normalises over a batch, so there are no running statistics; hooks refuse one that does
   (``tests/privacy/test_unit_gradients.py::test_statistics_of_the_batch_are_refused``).
-- 14: there is no PPO yet, hence no inner epochs, no whitening and no adaptive KL. That a unit's gradient does not
-  depend on another's data is tested here for what trains today.
+- 14: that not a bit of a unit's gradient depends on another's data is tested here for judgments and people, and for
+  texts, prompts and pairs in ``tests/methods/test_rl_privacy.py``, with the normalised advantages that would let it.
 - 20: nothing here searches hyperparameters privately; the statement of every guarantee says that a search is not
   covered.
-- 25: the adapter of ``fedalign.models.lora`` always trains both factors. That a frozen one is neither hidden in noise
-  nor sent is tested here.
 - 26: a network that is moved after it was wrapped
   (``tests/models/test_lora.py::test_a_shared_base_is_not_moved``).
 """
@@ -21,6 +19,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import dp_accounting
@@ -41,6 +40,7 @@ from fedalign.federation.messages import EVALUATE, STATE, TRAIN, Instruction, Te
 from fedalign.federation.records import encode_tensors
 from fedalign.federation.sampling import CyclicSampler, FixedSampler, FractionSampler, PoissonSampler
 from fedalign.federation.server_optimizer import FedAvg
+from fedalign.federation.shield import NORM_BIT
 from fedalign.federation.strategy import SumStrategy
 from fedalign.federation.vectors import WordCode, public_streams
 from fedalign.methods.local_training import train_privately
@@ -60,7 +60,10 @@ from fedalign.privacy.unit_gradients import HookedGradients
 from fedalign.rng import Streams
 from fedalign.template import Template
 from tests.federation.toy import VECTORS, WEIGHTS, Halfway, node
+from tests.language_models import random_model
 from tests.methods.judgments import random_person, turned
+from tests.methods.stages import phases
+from tests.methods.stages import shard as texts
 
 from .guarded_world import (
     ADAPTIVE,
@@ -86,6 +89,14 @@ from .guarded_world import (
     sending,
     start_of,
 )
+
+ADAPTIVE_KL = "{_target_:fedalign.methods.kl_control.AdaptiveKL,target:1.0,horizon:9.0}"
+
+
+@pytest.fixture(scope="module")
+def language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a random model."""
+    return random_model("gpt2", tmp_path_factory.mktemp("model"))
 
 
 def test_01_shuffled_batches_are_not_accounted_as_poisson() -> None:
@@ -258,7 +269,7 @@ def test_10_every_number_that_is_released_is_charged_or_off(world: Maker) -> Non
     assert {name for told in grid.told(TRAIN) for name in told.scalars} == {WEIGHT}
     assert grid.told(EVALUATE) == []
 
-    summed = world(replace(CENTRAL, metrics=SummedMetrics((), 5.0)), [Halfway(rounds=3)])
+    summed = world(replace(CENTRAL, metrics=SummedMetrics((), 1.0)), [Halfway(rounds=3)])
     grid = summed.grid()
     outcome = summed.run(grid=grid)
     assert {name for told in grid.told(TRAIN) for name in told.scalars} == {WEIGHT}
@@ -306,7 +317,7 @@ def test_11_no_two_releases_share_their_noise(world: Maker, monkeypatch: pytest.
     monkeypatch.setattr(SeededNoise, "generator", noting)
     for privacy, draws in ((ADAPTIVE, 3 * 2 + 4), (DISTRIBUTED, 3 * 5 + 4 * 5)):
         drawn.clear()
-        world(replace(privacy, metrics=SummedMetrics((), 5.0)), [Halfway(rounds=3)]).run()
+        world(replace(privacy, metrics=SummedMetrics((), 1.0)), [Halfway(rounds=3)]).run()
         assert len(set(drawn)) == len(drawn) == draws
 
 
@@ -383,6 +394,18 @@ def test_14_one_unit_s_gradient_does_not_depend_on_another_s_data(reward: Reward
     assert torch.equal(*by_person)
     assert torch.equal(*by_judgment)
     assert not torch.equal(own_gradient(reward, EachPerson(reward.network, changed, plan, PLACE), 0), by_person[0])
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["algorithm.epochs=2", "algorithm.minibatches=2", "algorithm.whiten=true", f"adaptive={ADAPTIVE_KL}"],
+)
+def test_14_what_uses_a_prompt_twice_or_lets_it_reach_others_is_refused(language_model: Path, change: str) -> None:
+    chosen = LocalPrivacy(DPSGD("example", 1.0, 0.5, "hooks"), 1.0, SeededNoise())
+    plain = phases(language_model, f"method.rl.{change}")
+    assert "rl" in plain
+    with pytest.raises(UserError, match=r"method\.rl\."):
+        phases(language_model, f"method.rl.{change}", local=chosen)
 
 
 def test_15_a_pair_is_one_unit_and_a_client_is_one_over_all_phases(reward: RewardPhase) -> None:
@@ -478,7 +501,7 @@ def test_18_a_round_that_is_run_again_is_charged_again(world: Maker, monkeypatch
 
 
 def test_18_metrics_that_clients_have_released_are_charged(world: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
-    private = replace(DISTRIBUTED, metrics=SummedMetrics((), 5.0), randomness=SystemNoise())
+    private = replace(DISTRIBUTED, metrics=SummedMetrics((), 1.0), randomness=SystemNoise())
     made = world(private, [Halfway(rounds=3)])
     killed(made, SumStrategy, "aggregate_evaluate", 3, monkeypatch)
     # Round 2 and the evaluation after it happen twice.
@@ -613,6 +636,29 @@ def test_25_a_frozen_factor_is_neither_hidden_in_noise_nor_sent() -> None:
     short = replace(TRAINING, steps=3)
     train_privately(network, start_of(network), Rows(network, 8, 4), short, chosen, 0, 3, {}, PLACE)
     assert torch.equal(network.a.weight, kept)
+
+
+def test_25_nothing_that_a_stage_keeps_frozen_is_hidden_in_noise_or_sent(language_model: Path) -> None:
+    """Half of an adapter, the reference and the reward model: noise on them would hide nothing and harm all."""
+    found = phases(language_model, "model.freeze_a=true", arm="dprlhf_preferences")
+    phase = found["rl"]
+    state = phase.initial(Streams(5, "rl"), {})
+    learnt = {name for name in state if ".lora_B." in name and "/" not in name} | {"head.weight", "head.bias"}
+    frozen = set(state) - learnt
+    assert any(".lora_A." in name for name in frozen)
+    assert any(name.startswith("reference/") for name in frozen)
+    assert any(name.startswith("reward/") for name in frozen)
+    template = phase.template(state)
+    assert template is not None
+    assert set(template.tensors) == {DELTA + name for name in learnt}
+    custodian, _ = World(CENTRAL, [phase]).begun()
+    told = custodian.release(phase, state, 1, sorted(VECTORS), Contribution(scalars={NORM_BIT: 0.0}))
+    end = phase.update(state, Contribution(told.tensors, {WEIGHT: 1.0}), FedAvg(1.0).build())
+    assert {name for name in state if not torch.equal(end[name], state[name])} == learnt
+    chosen = LocalPrivacy(DPSGD("example", 1.0, 1.0, "hooks"), 1.0, SeededNoise())
+    private = phases(language_model, "model.freeze_a=true", local=chosen)["rl"]
+    start = private.initial(PLACE, {})
+    assert set(private.local(start, texts(), PLACE, {}).tensors) == {DELTA + name for name in learnt}
 
 
 def test_26_an_adapter_that_does_not_train_is_an_error_and_gradients_are_autograd_s() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -209,3 +210,28 @@ def test_noise_is_that_of_the_phase() -> None:
     assert found["sft"] == pytest.approx(5.0, rel=0.03)
     assert found["other"] == pytest.approx(2.0, rel=0.03)
     assert (chosen.noise_in("sft"), chosen.noise_in("other")) == (5.0, 2.0)
+
+
+def test_rate_and_bound_are_those_of_the_phase() -> None:
+    """Batches are drawn, the sum divided, and gradients and noise bounded by what is charged for the phase."""
+    settings = DPSGD("example", 1.0, 1.0, "hooks", rates={"sft": 0.25}, clips={"sft": 4.0})
+    chosen = LocalPrivacy(settings, 3.0, SeededNoise())
+    quiet = replace(chosen, noise_multiplier=0.0)
+    drawn, spread, length = {}, {}, {}
+    for phase in ("sft", "other"):
+        place = Streams(3, phase, 2, "client")
+        used = network(60, 60)
+        units = Rows(used, 400)
+        steps(used, units, quiet, 1, place)
+        # What checks the way gradients are found asks for few.
+        drawn[phase] = max(len(asked) for asked in units.asked)
+        silent = Rows(network(100, 100), 400, scale=0.0)
+        spread[phase] = float(steps(silent.network, silent, chosen, 1, place).std()) * 400
+        lone = Rows(network(), 1, scale=1e6)
+        length[phase] = float(steps(lone.network, lone, quiet, 30, place).norm(dim=1).max())
+    assert drawn["other"] == 400
+    assert drawn["sft"] == pytest.approx(100, abs=4.5 * (400 * 0.25 * 0.75) ** 0.5)
+    assert spread["other"] == pytest.approx(3.0, rel=0.05)
+    assert spread["sft"] == pytest.approx(3.0 * 4.0 / 0.25, rel=0.05)
+    assert length["other"] == pytest.approx(1.0, rel=1e-5)
+    assert length["sft"] == pytest.approx(4.0 / 0.25, rel=1e-5)
