@@ -11,7 +11,7 @@ from typing import Annotated
 from pydantic import Field
 
 from fedalign.data.corpus import Corpus, CorpusPartition, CorpusShard, Example
-from fedalign.data.corpus_stages import Shares, assign, readable
+from fedalign.data.corpus_stages import Imitate, Shares, assign, readable
 from fedalign.data.federated import Role
 from fedalign.errors import UserError
 from fedalign.rng import Streams
@@ -21,13 +21,13 @@ from fedalign.rng import Streams
 class StagedPartition(CorpusPartition):
     """What all partitions share: users are given to stages, then to clients, and test texts to unseen clients.
 
-    Which stage a user serves depends on the seed, the shares and that user's own data alone: it is the same in every
-    partition, and nobody's changes when another user comes or goes.
+    Which stage a user serves depends on the seed, the shares and the user's name alone: it is the same in every
+    partition, and nobody's changes when a text or a user comes or goes.
 
     =================== ==============================================================================
     count               what was left out
     =================== ==============================================================================
-    example_unused      training examples that the stage of their user, or any stage, cannot learn from
+    example_unused      training examples that the stages of their user cannot learn from
     test_left_over      test examples that no unseen client has room for
     =================== ==============================================================================
 
@@ -36,7 +36,9 @@ class StagedPartition(CorpusPartition):
     shares : Shares
         Share of the users that each stage reads.
     disjoint : bool
-        Whether every user serves exactly one stage; if not, all users serve all stages that have a share.
+        Whether a user serves one stage at most; if not, all users serve all stages that have a share.
+    imitate : {"demonstrations", "preferred"}
+        What imitation reads: examples without a rejected text, or the responses of all examples.
     unseen : int
         How many clients, called test-1, test-2, ..., hold the test examples.
     test_per_client : int or None
@@ -46,6 +48,7 @@ class StagedPartition(CorpusPartition):
     shares: Shares
     # A field of its own: without field(), the default of Layout would become this one's.
     disjoint: bool = field()
+    imitate: Imitate
     unseen: Annotated[int, Field(ge=0)]
     test_per_client: Annotated[int, Field(ge=1)] | None
 
@@ -58,7 +61,7 @@ class StagedPartition(CorpusPartition):
             If a stage, a client or a test client would have nothing.
         """
         training = [example for example in corpus.examples if example.split == "train"]
-        readers = readable(training, list(self.shares.served))
+        readers = readable(training, list(self.shares.served), self.imitate)
         assigned = assign(readers, self.shares, self.disjoint, streams)
         hosts = self.hosts(assigned, streams)
         shards = [*_training_shards(hosts, assigned, readers), *self._unseen_shards(corpus, streams)]
@@ -75,7 +78,7 @@ class StagedPartition(CorpusPartition):
 
     @abstractmethod
     def hosts(self, assigned: Mapping[str, tuple[str, ...]], streams: Streams) -> Mapping[str, Sequence[str]]:
-        """Return each training client's users; every user is on one client.
+        """Return each training client's users; everybody who serves a stage is on one client.
 
         Parameters
         ----------
@@ -156,7 +159,7 @@ def _training_shards(
     own: dict[str, dict[str, list[Example]]] = {client: {} for client in hosts}
     for stage, examples in readers.items():
         for example in examples:
-            if stage in assigned[example.user]:
+            if stage in assigned.get(example.user, ()):
                 own[client_of[example.user]].setdefault(stage, []).append(example)
     return [
         CorpusShard(client, Role.TRAIN, {stage: tuple(found) for stage, found in stages.items()}, ())

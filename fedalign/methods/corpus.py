@@ -103,7 +103,7 @@ class CorpusPhase(Phase[CorpusShard]):
         self.settings, self.key, self.lengths = stage, key, lengths
         self._spec, self._privacy = setting.model, setting.local_privacy
         if self._privacy is not None:
-            check_private(stage.local)
+            check_private(stage.local, f"{key}.local")
         self._rewards: Sequence[TextReward] = ()
         # The workspace that states are loaded into; its own weights mean nothing.
         self.network = self.fresh(Streams(0))

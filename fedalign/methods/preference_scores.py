@@ -41,6 +41,7 @@ class RewardModelPhase(CorpusPhase):
 
     name = REWARD
     stage = REWARD
+    bounded_metrics = frozenset({"unseen/accuracy"})
 
     def __init__(self, method: DPRLHF, settings: RewardModelTraining, setting: Setting) -> None:
         super().__init__(settings, "method.reward_model", method.lengths, setting)

@@ -51,6 +51,7 @@ class RLPhase(CorpusPhase):
         self._reference = self.fresh(Streams(0))
         self._judge = self.fresh(Streams(0)) if method.reward is None else None
         self._scorer = TextScorer(method.evaluation, self.network.policy, self.codec, method.lengths)
+        self.bounded_metrics = self._scorer.bounded_metrics
 
     def initial(self, streams: Streams, artefacts: Artefacts) -> State:
         """Return the fine-tuned policy, the same once more as reference, and the reward model where there is one."""

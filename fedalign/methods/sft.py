@@ -44,6 +44,7 @@ class SftPhase(CorpusPhase):
         self.check_rows(1)
         self.scored_by(method.reward, method.evaluation.judge)
         self._scorer = TextScorer(method.evaluation, self.network.policy, self.codec, method.lengths)
+        self.bounded_metrics = self._scorer.bounded_metrics
         self._scores = None if method.reward is None else reward_scores(method.reward)
         # A fresh adapter changes nothing: the pretrained model.
         self._pretrained = self.fresh(Streams(0)).policy

@@ -16,7 +16,7 @@ from fedalign.methods.policy_writer import Written
 from fedalign.methods.rollouts import uniform, write
 from fedalign.methods.text_lengths import Lengths
 from fedalign.methods.text_reward import TextReward
-from fedalign.metrics.generation import distinct_n, mean_interval, rouge, win
+from fedalign.metrics.generation import ROUGE, distinct_n, mean_interval, rouge, win
 from fedalign.metrics.record import MetricSum
 from fedalign.models.policy import ConditionalPolicy
 from fedalign.models.text import TextCodec
@@ -88,6 +88,14 @@ class TextScorer:
         """Return the test examples that are written to."""
         return shard.test[: self.settings.prompts]
 
+    @property
+    def bounded_metrics(self) -> frozenset[str]:
+        """Metrics between 0 and 1, which noisy sums can tell."""
+        names = ["distinct_1", "distinct_2", *(ROUGE if self.settings.rouge else ())]
+        if self.settings.judge is not None:
+            names.append("win_rate")
+        return frozenset(f"unseen/{name}" for name in names)
+
     def parts(self, examples: Sequence[Example]) -> Iterator[Sequence[Example]]:
         """Yield examples as many at once as are computed together."""
         for start in range(0, len(examples), self.settings.batch):
@@ -116,12 +124,12 @@ class TextScorer:
         for number, part in enumerate(self.parts(examples)):
             start = number * self.settings.batch
             own = None if draws is None else draws[start : start + len(part)]
-            for name, values in self._values(part, own, (client, seed, start), scores, reference):
-                found.setdefault(name, []).append(values.cpu().double())
-        values = {name: torch.cat(each) for name, each in found.items()}
+            for name, each in self._values(part, own, (client, seed, start), scores, reference):
+                found.setdefault(name, []).append(each.cpu().double())
+        values = {name: torch.cat(pieces) for name, pieces in found.items()}
         groups = [example.group for example in examples]
         tokens, nll = values["length"], values.pop(_NLL)
-        sums = [s for name, each in values.items() for s in by_group(f"unseen/{name}", groups, each)]
+        sums = [s for name, column in values.items() for s in by_group(f"unseen/{name}", groups, column)]
         sums += [
             MetricSum(_REFERENCE_NLL, group, float(total), float(count))
             for group, total, count in zip(groups, nll, tokens, strict=True)

@@ -30,7 +30,8 @@ class SummedMetrics(MetricRelease):
     Parameters
     ----------
     names : tuple of str
-        Which metrics, as in ``unseen/accuracy``; empty means the method's headline and its selection metric.
+        Which metrics, as in ``unseen/accuracy``; empty means the method's headline and its selection metric, as far as
+        an evaluation tells of them.
     noise_multiplier : float
         Standard deviation of the noise on these sums over what one client can change them by. It has a budget of its
         own, which the ledger adds to that of training; 0 adds none, and goes with no differential privacy.

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fedalign.data.corpus import Corpus, CorpusShard, Example
 from fedalign.data.corpus_partition import Silos, StagedPartition, Users
-from fedalign.data.corpus_stages import Shares
+from fedalign.data.corpus_stages import Imitate, Shares
 from fedalign.data.federated import Role
 from fedalign.errors import UserError
 from fedalign.rng import Streams
@@ -139,7 +139,8 @@ def worlds(draw: st.DrawFn) -> tuple[Corpus, StagedPartition]:
     ]
     weights = draw(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 3)).filter(any))
     shares = Shares(*(weight / sum(weights) for weight in weights))
-    settings = (shares, draw(st.booleans()), draw(st.integers(0, 2)), draw(st.none() | st.integers(1, 3)))
+    imitate: Imitate = draw(st.sampled_from(("demonstrations", "preferred")))
+    settings = (shares, draw(st.booleans()), imitate, draw(st.integers(0, 2)), draw(st.none() | st.integers(1, 3)))
     silos = draw(st.none() | st.integers(1, 3))
     return Corpus(examples), Users(*settings) if silos is None else Silos(*settings, silos)
 
@@ -213,19 +214,68 @@ def test_nobody_else_is_moved_by_a_user_who_leaves(
         assert [shard.test for shard in before if shard.test] == [shard.test for shard in after if shard.test]
 
 
-@settings(max_examples=200)
-@given(worlds(), st.integers(0, 3), st.booleans(), st.data())
-def test_nobody_else_is_moved_by_a_text_that_comes(
-    world: tuple[Corpus, StagedPartition], seed: int, compared: bool, data: st.DataObject
+def readings(shards: list[CorpusShard]) -> Counter[tuple[str, str, Example]]:
+    """Return where, and by which stage, each training example is read."""
+    return Counter((s.client, stage, one) for s in shards for stage, examples in s.stages.items() for one in examples)
+
+
+@settings(max_examples=300)  # more than half of the worlds are refused
+@given(worlds(), st.integers(0, 3), st.data())
+def test_no_other_text_is_moved_by_a_text_that_comes_or_goes(
+    world: tuple[Corpus, StagedPartition], seed: int, data: st.DataObject
 ) -> None:
+    """A guarantee for single texts compares these two: whose the text is, and what kind it is, must not matter."""
     whole, partition = world
-    user = data.draw(st.sampled_from(sorted({one.user for one in whole.examples})))
-    more = Example(user, "all", "more", " So.", " No." if compared else None, "train")
-    place = data.draw(st.integers(0, len(whole.examples)))
-    longer = Corpus([*whole.examples[:place], more, *whole.examples[place:]])
-    found = both_laid_out(partition, whole, longer, seed)
+    place = data.draw(st.integers(0, len(whole.examples) - 1))
+    found = both_laid_out(partition, whole, Corpus([*whole.examples[:place], *whole.examples[place + 1 :]]), seed)
     if found is not None:
-        assert of_others(found[0], user) == of_others(found[1], user)
+        before, after = map(readings, found)
+        assert not after - before
+        assert {one for _, _, one in before - after} <= {whole.examples[place]}
+
+
+@pytest.mark.parametrize("name", ["users", "silos"])
+@pytest.mark.parametrize("disjoint", [True, False])
+@pytest.mark.parametrize("imitate", ["demonstrations", "preferred"])
+def test_each_of_many_texts_can_leave(make: Make, name: str, disjoint: bool, imitate: str) -> None:
+    """Among users with one kind of text, with both, and with one that decides between the two."""
+    partition = make(f"partition/{name}", shares=THREE, disjoint=disjoint, imitate=imitate)
+    kinds = ((False,), (True,), (False, True), (False, False, True), (False, True, True))
+    texts = [
+        Example(f"u{i:02d}", "all", f"{i} {j}", " So.", " No." if compared else None, "train")
+        for i in range(40)
+        for j, compared in enumerate(kinds[i % len(kinds)])
+    ]
+    test = Example("t", "all", "test", " So.", None, "test")
+    whole = readings(lay_out(partition, Corpus([*texts, test]))[0])
+    for gone in texts:
+        rest = Corpus([*(one for one in texts if one is not gone), test])
+        left = {reading: count for reading, count in whole.items() if reading[2] != gone}
+        assert readings(lay_out(partition, rest)[0]) == left
+
+
+def test_a_user_whom_the_stage_drawn_cannot_read_is_on_no_client(make: Make) -> None:
+    texts = [Example(f"u{i:02d}", "all", str(i), " So.", " No." if i % 2 else None, "train") for i in range(40)]
+    test = Example("t", "all", "test", " So.", None, "test")
+    for name in ("users", "silos"):
+        shards, dropped = lay_out(make(f"partition/{name}", shares=THREE), Corpus([*texts, test]))
+        placed = set().union(*users_by_stage(shards).values())
+        assert dropped == {"example_unused": 40 - len(placed)} and 0 < len(placed) < 40
+        if name == "users":
+            assert {shard.client for shard in shards[:-1]} == placed
+
+
+def test_imitation_reads_what_the_partition_says(make: Make) -> None:
+    shares = {"sft": 1.0, "reward": 0.0, "rl": 0.0}
+    preferred, dropped = lay_out(make("partition/users", shares=shares, imitate="preferred"), corpus())
+    assert all(len(shard.stages["sft"]) == 4 for shard in preferred[:-1]) and dropped == {}
+    shown, dropped = lay_out(make("partition/users", shares=shares), corpus())
+    assert all(len(shard.stages["sft"]) == 2 for shard in shown[:-1]) and dropped == {"example_unused": 24}
+    compared = Corpus([one for one in corpus().examples if one.rejected is not None or one.split == "test"])
+    with pytest.raises(UserError, match=r"partition\.imitate=demonstrations: .*partition\.imitate=preferred"):
+        lay_out(make("partition/users", shares=shares), compared)
+    with pytest.raises(UserError, match=r"partition\.imitate='both'"):
+        make("partition/users", imitate="both")
 
 
 @pytest.mark.parametrize("name", ["users", "silos"])

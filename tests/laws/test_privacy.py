@@ -394,8 +394,8 @@ def test_options_of_masks_change_no_sum(run: Runner, change: str) -> None:
 def test_every_option_of_every_guarantee_is_tried() -> None:
     """A new one must be put into a test above."""
     tried = {
-        *CHANGES, "names", "neighbours", "threshold", "unit", "clip", "rate", "clips", "rates", "grad_sample", "adaptive",
-        "rounding", "local", "secure", "metrics", "_target_",
+        *CHANGES, "names", "neighbours", "threshold", "unit", "clip", "rate", "clips", "rates", "grad_sample",
+        "adaptive", "rounding", "local", "secure", "metrics", "_target_",
     }  # fmt: skip
     found = set()
 

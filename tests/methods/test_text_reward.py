@@ -97,7 +97,7 @@ def test_every_shipped_reward_builds_under_a_name_of_its_own() -> None:
     files = sorted((conf_directory() / "method" / "reward").glob("*.yaml"))
     built = [build(shipped(path.stem), TextReward, "method.reward") for path in files]
     assert [reward.name for reward in built] == [path.stem for path in files]
-    assert len(files) == 4
+    assert len(files) == 5
 
 
 @pytest.mark.parametrize("kind", ["vader", "tone"])

@@ -55,6 +55,18 @@ def test_a_step_is_the_sum_of_the_included_directions_at_the_clip() -> None:
     assert own.asked == [0, 1, 2]
 
 
+def test_canaries_pull_as_hard_as_the_bound_of_the_phase_and_harder() -> None:
+    """Else a canary would not be clipped where a phase has a wider bound, and a missing clip would not show."""
+    used = network()
+    settings = DPSGD("user", 0.5, 1.0, "loop", clips={PLACE.phase: 2.0})
+    joined = CanaryLocalPrivacy(settings, 0.0, SeededNoise(), CANARIES).joined(Still(used), used, PLACE)
+    included = 3 + int(np.flatnonzero(CANARIES.included)[0])
+    joined.losses(torch.tensor([included]), 0).sum().backward()
+    assert used.weight.grad is not None and used.bias.grad is not None
+    pull = torch.cat([used.weight.grad.flatten(), used.bias.grad]).norm()
+    assert float(pull) == pytest.approx(2.0 * CANARIES.norm, rel=1e-5)
+
+
 def test_canaries_are_drawn_into_batches_like_everyone() -> None:
     rows = np.stack([CANARIES.direction(number, "gpo", 620) for number in range(20)])
     found, _ = gradient(network(), 0.5)
