@@ -137,6 +137,7 @@ def test_flower_s_simulation_agrees(align: Align, method: str) -> None:
 # Law 7.
 
 
+@pytest.mark.slow
 def test_one_seed_is_one_run_and_another_is_not(align: Align) -> None:
     first, again, other = align("first"), align("again"), align("other", "seed=1")
     for name in ("sft", "rl"):
@@ -149,6 +150,7 @@ def test_one_seed_is_one_run_and_another_is_not(align: Align) -> None:
 # Law 4.
 
 
+@pytest.mark.slow
 def test_central_noise_of_nothing_and_a_wide_bound_is_no_privacy(align: Align) -> None:
     off = ("privacy.noise_multiplier=0", "privacy.epsilon=null", "privacy.clip.bound=1e6")
     # Who is asked is a secret of the server's under a guarantee: all are.

@@ -143,7 +143,13 @@ def test_what_cannot_be_is_refused(folder: Path) -> None:
     with pytest.raises(UserError, match=r"method\.rl needs a reward"):
         phases(folder, "method.reward=null")
     with pytest.raises(UserError, match=r"method\.reward and method\.reward_model are both set"):
-        preferences(folder, "method.reward={_target_:fedalign.methods.text_reward.Vader,scored:text}")
+        preferences(folder, "method/reward=vader")
+    with pytest.raises(UserError, match=r"method\.evaluation\.judge is method\.reward"):
+        phases(folder, "method/reward=vader", "+method/reward@method.evaluation.judge=vader")
+    with pytest.raises(UserError, match=r"method\.reward_model\.rounds=0"):
+        preferences(folder, "method.reward_model.rounds=0")
+    with pytest.raises(UserError, match=r"method\.rl\.algorithm\.minibatches=5 of method\.rl\.batch=4"):
+        phases(folder, "method.rl.algorithm.minibatches=5", "method.rl.local.steps=5")
     with pytest.raises(UserError, match=r"method\.lengths\.prompt=60 and method\.lengths\.response=5"):
         phases(folder, "method.lengths.prompt=60")
 

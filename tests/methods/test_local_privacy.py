@@ -138,7 +138,7 @@ def test_a_unit_that_is_not_finite_does_not_stop_training() -> None:
 
 
 def test_weights_beyond_all_bounds_say_what_to_do() -> None:
-    with pytest.raises(FloatingPointError, match=r"lower method\.local\.lr"):
+    with pytest.raises(FloatingPointError, match=r"lower the lr of local training"):
         privately(dataclasses.replace(SETTINGS, lr=1e38), privacy(noise=10.0, clip=1e5))
 
 
