@@ -217,21 +217,21 @@ def bandit() -> CorpusShard:
 
 
 @torch.no_grad()
-def chances(phase: RLPhase, state: State) -> Tensor:
+def chances(phase: RLPhase, state: State, temperature: float = 1.0) -> Tensor:
     """Return the probability of each token after the bandit's prompt."""
     phase.load(state)
     ids = torch.tensor([[WORDS.index("film")]])
-    return torch.softmax(phase.network(ids, torch.ones_like(ids))[0][0, -1].double(), 0)
+    return torch.softmax(phase.network(ids, torch.ones_like(ids))[0][0, -1].double() / temperature, 0)
 
 
-def learnt(folder: Path, algorithm: str, *overrides: str) -> tuple[Tensor, Tensor]:
+def learnt(folder: Path, algorithm: str, *overrides: str, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
     """Return the probabilities of tokens before and after a round of the bandit."""
     few = ("method.rl.batch=8",) if algorithm in ("rloo", "grpo") else ()
     phase = rl(folder, chosen(algorithm), *BANDIT, *few, *overrides, "method.rl.rounds=1", reward=Counts(word="bright"))
     state = phase.initial(PLACE, {})
     contribution = phase.local(state, bandit(), PLACE, {})
     after = {**state, **{name: state[name] + delta for name, delta in mean_delta(contribution).items()}}
-    return chances(phase, state), chances(phase, after)
+    return chances(phase, state, temperature), chances(phase, after, temperature)
 
 
 def divergence(one: Tensor, other: Tensor) -> float:
@@ -258,10 +258,14 @@ def test_a_large_weight_of_the_divergence_holds_the_policy(folder: Path, algorit
     assert divergence(free[1], free[0]) > 0.2
 
 
-@pytest.mark.parametrize("beta", [0.4, pytest.param(0.2, marks=pytest.mark.slow)])
-def test_in_between_the_policy_is_the_tilted_reference(folder: Path, beta: float) -> None:
-    many = ("method.rl.batch=16", "method.rl.local.steps=150", *SCHEDULE)
-    before, after = learnt(folder, "rloo", f"method.rl.beta={beta}", *many)
+@pytest.mark.parametrize(
+    ("beta", "temperature"),
+    [(0.4, 1.0), pytest.param(0.2, 1.0, marks=pytest.mark.slow), pytest.param(0.4, 2.0, marks=pytest.mark.slow)],
+)
+def test_in_between_the_policy_is_the_tilted_reference(folder: Path, beta: float, temperature: float) -> None:
+    """At the temperature that draws: it is that policy which is rewarded, and pays for leaving the reference's."""
+    many = ("method.rl.batch=16", "method.rl.local.steps=150", f"method.rl.temperature={temperature}", *SCHEDULE)
+    before, after = learnt(folder, "rloo", f"method.rl.beta={beta}", *many, temperature=temperature)
     reward = torch.zeros(len(before), dtype=torch.float64)
     reward[WORD] = 1.0
     tilted = before * torch.exp(reward / beta)

@@ -13,6 +13,7 @@ from torch import Tensor
 from fedalign.data.corpus import Example
 from fedalign.errors import UserError
 from fedalign.methods.corpus import CorpusPhase
+from fedalign.methods.sentiment_model import SentimentModel
 from fedalign.methods.text_units import units_of
 from fedalign.privacy import unit_gradients
 from fedalign.privacy.local import GradSample, Unit
@@ -156,3 +157,16 @@ def test_an_adaptive_weight_is_refused_under_any_guarantee_and_odd_steps_always(
     with pytest.raises(UserError, match=r"method\.rl\.local\.steps=3: responses serve 2 steps"):
         phases(folder, "method.rl.algorithm.epochs=2", "method.rl.local.steps=3")
     assert phases(folder, "method.rl.algorithm.epochs=2", private=True)
+
+
+@pytest.mark.parametrize(("algorithm", "unit"), [("rloo", "example"), ("ppo", "user")])
+def test_ghost_clipping_is_refused_where_a_unit_is_several_texts(folder: Path, algorithm: str, unit: Unit) -> None:
+    with pytest.raises(UserError, match=r"privacy\.local\.grad_sample=ghost: a unit of method\.\w+ is several texts"):
+        phases(folder, chosen(algorithm), local=privacy(unit, "ghost"))
+
+
+def test_a_reward_that_scores_texts_together_is_refused(folder: Path) -> None:
+    alone = SentimentModel("none", 0, "response", 16, 1, "float32", "cpu")
+    with pytest.raises(UserError, match=r"set method\.reward\.batch_size=1"):
+        phases(folder, local=privacy("example"), reward=replace(alone, batch_size=2))
+    assert phases(folder, local=privacy("example"), reward=alone)
