@@ -14,8 +14,9 @@ from fedalign.metrics.record import Metric
 from fedalign.report.metrics_log import read_metrics
 from simulations.dprlhf.arms import ARMS
 from simulations.dprlhf.plots import plot
-from simulations.dprlhf.record import Results, SeedResult, Texts, to_json
+from simulations.dprlhf.record import Results, SeedResult, Texts
 from simulations.dprlhf.tables import tables
+from simulations.records import between_marks, finished_runs, to_json
 
 TABLES = ("<!-- tables -->", "<!-- /tables -->")
 _TEXTS = {
@@ -66,12 +67,7 @@ def _rounded(value: float) -> float:
 
 def read_all(output: Path) -> dict[str, dict[int, SeedResult]]:
     """Return the numbers of all finished runs."""
-    found: dict[str, dict[int, SeedResult]] = {}
-    for arm in ARMS:
-        for directory in sorted((output / arm.name).glob("seed-*")):
-            if (directory / "model" / "model.json").is_file():
-                found.setdefault(arm.name, {})[int(directory.name.removeprefix("seed-"))] = read_run(directory)
-    return found
+    return finished_runs(output, [arm.name for arm in ARMS], read_run)
 
 
 def with_tables(readme: str, found: Results) -> str:
@@ -82,11 +78,7 @@ def with_tables(readme: str, found: Results) -> str:
     ValueError
         If it has no marks.
     """
-    head, opening, rest = readme.partition(TABLES[0])
-    _, closing, tail = rest.partition(TABLES[1])
-    if not opening or not closing:
-        raise ValueError(f"no {TABLES[0]} ... {TABLES[1]} in the README")
-    return f"{head}{opening}\n\n{tables(found)}\n{closing}{tail}"
+    return between_marks(readme, TABLES, tables(found))
 
 
 def write_results(output: Path, results: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -58,15 +58,6 @@ class SeedResult:
 
 Results = Mapping[str, Mapping[int, SeedResult]]
 """Arm, seed."""
-
-
-def to_json(found: Results) -> str:
-    """Return the content of ``results.json``, one line a run."""
-    arms = []
-    for name, seeds in found.items():
-        lines = [f"  {json.dumps(str(seed))}: {json.dumps(asdict(result))}" for seed, result in sorted(seeds.items())]
-        arms.append(f" {json.dumps(name)}: {{\n" + ",\n".join(lines) + "\n }")
-    return "{\n" + ",\n".join(arms) + "\n}\n"
 
 
 def from_json(text: str) -> dict[str, dict[int, SeedResult]]:

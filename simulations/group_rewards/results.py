@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from simulations.group_rewards.arms import ARMS
-from simulations.group_rewards.record import Results, Scores, SeedResult, to_json
+from simulations.group_rewards.record import Results, Scores, SeedResult
 from simulations.group_rewards.tables import tables
 from simulations.privacy.results import TABLES
+from simulations.records import between_marks, finished_runs, to_json
 
 
 def read_run(directory: Path) -> SeedResult:
@@ -37,12 +38,7 @@ def _scores(metrics: Mapping[str, float], population: str) -> Scores:
 
 def read_all(output: Path) -> dict[str, dict[int, SeedResult]]:
     """Return the numbers of all finished runs."""
-    found: dict[str, dict[int, SeedResult]] = {}
-    for arm in ARMS:
-        for directory in sorted((output / arm.name).glob("seed-*")):
-            if (directory / "model" / "model.json").is_file():
-                found.setdefault(arm.name, {})[int(directory.name.removeprefix("seed-"))] = read_run(directory)
-    return found
+    return finished_runs(output, [arm.name for arm in ARMS], read_run)
 
 
 def with_tables(readme: str, text: str) -> str:
@@ -53,11 +49,7 @@ def with_tables(readme: str, text: str) -> str:
     ValueError
         If it has no marks.
     """
-    head, opening, rest = readme.partition(TABLES[0])
-    _, closing, tail = rest.partition(TABLES[1])
-    if not opening or not closing:
-        raise ValueError(f"no {TABLES[0]} ... {TABLES[1]} in the README")
-    return f"{head}{opening}\n\n{text}\n{closing}{tail}"
+    return between_marks(readme, TABLES, text)
 
 
 def write_results(output: Path, results: Path) -> str:

@@ -23,10 +23,11 @@ from simulations.group_rewards.arms import (
     minority_share,
     overrides,
 )
-from simulations.group_rewards.record import Scores, SeedResult, from_json, to_json
+from simulations.group_rewards.record import Scores, SeedResult, from_json
 from simulations.group_rewards.results import read_all, with_tables
 from simulations.group_rewards.run import tasks
 from simulations.group_rewards.tables import relative, tables
+from simulations.records import to_json
 
 FOLDER = Path(__file__).resolve().parents[2] / "simulations" / "group_rewards"
 SCORES = Scores(0.6, 0.5, 0.4, 0.3, 0.2)

@@ -29,11 +29,12 @@ from simulations.privacy.arms import (
     replaced,
 )
 from simulations.privacy.plots import curve_plot
-from simulations.privacy.record import SeedResult, from_json, to_json
+from simulations.privacy.record import SeedResult, from_json
 from simulations.privacy.results import read_all, read_run, with_tables
 from simulations.privacy.run import tasks
 from simulations.privacy.score import SCORE, unseen_scores
 from simulations.privacy.tables import tables
+from simulations.records import to_json
 
 FOLDER = Path(__file__).resolve().parents[2] / "simulations" / "privacy"
 RESULT = SeedResult(0.75, 0.7, 0.7, {"China": 0.7, "Japan": 0.8}, 3.99, 1.1, 111.0, 40.0)
