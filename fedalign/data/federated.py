@@ -30,6 +30,7 @@ class Kind(StrEnum):
     SURVEY = "survey"
     PAIRS = "pairs"
     CORPUS = "corpus"
+    RANKINGS = "rankings"
 
 
 @dataclass(frozen=True)

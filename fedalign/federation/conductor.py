@@ -267,7 +267,9 @@ class Conductor:
         self._count(down_bytes=strategy.tally.received_bytes, up_bytes=strategy.tally.sent_bytes)
         ends = last and strategy.index == len(self.job.phases) - 1
         scope: Scope = "test" if ends else "eval"
-        return self._finish(strategy, strategy.evaluation_sums, strategy.evaluation_tensors, scope, number)
+        name, told = strategy.phase.name, strategy.phase.report(state)
+        own = [Metric(name, number, scope, None, key, value, 1.0) for key, value in told.items()]
+        return own + self._finish(strategy, strategy.evaluation_sums, strategy.evaluation_tensors, scope, number)
 
     def _finish(
         self,

@@ -158,6 +158,13 @@ class Phase(ABC, Generic[ShardT]):
     def evaluate(self, state: State, shard: ShardT, streams: Streams) -> Contribution:
         """Return metric sums (see :mod:`fedalign.metrics.record`); on the client, training or unseen."""
 
+    def report(self, state: State) -> Mapping[str, float]:
+        """Return what the server itself can tell of a state, by the name of its metric; by default nothing.
+
+        Recorded with every evaluation. A function of the state alone: it costs no privacy and asks nobody.
+        """
+        return {}
+
     def export(self, state: State, directory: Path) -> None:
         """Write what was trained as other libraries read it; by default nothing. On the server, when the run is over.
 
