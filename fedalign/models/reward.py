@@ -9,12 +9,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedalign.models.base import ModelSpec
+from fedalign.errors import UserError
 from fedalign.models.body import Body, BodySpec
+from fedalign.models.utility import UtilitySpec
 
 
 @dataclass(frozen=True)
-class RewardSpec(ModelSpec):
+class RewardSpec(UtilitySpec):
     """Settings of a reward model.
 
     Parameters
@@ -34,6 +35,18 @@ class RewardSpec(ModelSpec):
     def build(self, features: int, heads: int) -> RewardHeads:
         """Return ``heads`` fresh networks for encoder vectors of length ``features``."""
         return RewardHeads(features, heads, self)
+
+    def build_utility(self, features: int) -> nn.Module:
+        """Return a fresh network that scores one response at a time.
+
+        Raises
+        ------
+        UserError
+            If the head reads both responses together.
+        """
+        if self.head != "reward":
+            raise UserError(f"model.head={self.head} gives no response a utility of its own; set model.head=reward")
+        return _Utility(features, self)
 
 
 class RewardHeads(nn.Module):
@@ -70,3 +83,17 @@ class _Reward(nn.Module):
         if self.joint:
             return self.score(torch.cat([first, second], -1)).squeeze(-1)  # type: ignore[no-any-return]
         return (self.score(first) - self.score(second)).squeeze(-1)  # type: ignore[no-any-return]
+
+
+class _Utility(nn.Module):
+    def __init__(self, features: int, spec: RewardSpec) -> None:
+        super().__init__()
+        self.body: Body = spec.body.build(features)
+        # The last bias would cancel within a menu.
+        self.score = nn.Sequential(
+            nn.Linear(self.body.dim, spec.width), nn.GELU(), nn.Linear(spec.width, 1, bias=False)
+        )
+
+    def forward(self, responses: Tensor) -> Tensor:
+        utilities: Tensor = self.score(self.body(responses)).squeeze(-1)
+        return utilities

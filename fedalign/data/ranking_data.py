@@ -1,0 +1,139 @@
+"""Rankings laid out over clients: the federated form of every ranking source."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from fedalign.data.embed import EmbeddingCache, default_cache_directory, embed
+from fedalign.data.federated import ClientInfo, FederatedData
+from fedalign.data.progress import ProgressFactory
+from fedalign.data.rankings import (
+    Annotator,
+    Menu,
+    Ranking,
+    RankingClient,
+    RankingPartition,
+    RankingShard,
+    RankingSource,
+    Split,
+)
+from fedalign.data.schema import Encoder, Question
+from fedalign.rng import Streams
+
+
+@dataclass(frozen=True)
+class RankingData(FederatedData):
+    """Clients with rankings.
+
+    Parameters
+    ----------
+    holders : mapping from client to RankingClient
+        Training clients first.
+    vectors : mapping from client to sequence of float32 tensor, shape (S, dim)
+        Encoded responses of each judgment of a client, in the order of its annotators.
+    probe : sequence of Menu
+        The public menus that annotators were asked about; empty where there are none.
+    dropped : mapping from rule to count
+    """
+
+    holders: Mapping[str, RankingClient]
+    vectors: Mapping[str, Sequence[Tensor]]
+    probe: Sequence[Menu]
+    dropped: Mapping[str, int]
+    _shards: dict[str, RankingShard] = field(default_factory=dict)
+
+    @property
+    def clients(self) -> Sequence[ClientInfo]:
+        """All clients, training clients first."""
+        return [ClientInfo(client.name, client.role) for client in self.holders.values()]
+
+    def shard(self, client: str) -> RankingShard:
+        """Return a client's encoded rankings; made when first asked for."""
+        if client not in self._shards:
+            self._shards[client] = self._made(self.holders[client])
+        return self._shards[client]
+
+    def _made(self, holder: RankingClient) -> RankingShard:
+        rankings = judged(holder)
+        owners = [place for place, person in enumerate(holder.annotators) for _ in person.rankings]
+        return RankingShard(
+            client=holder.name,
+            role=holder.role,
+            people=tuple(person.name for person in holder.annotators),
+            types=tuple(person.type for person in holder.annotators),
+            owner=torch.tensor(owners, dtype=torch.int64),
+            prompts=tuple(ranking.prompt for ranking in rankings),
+            responses=tuple(ranking.responses for ranking in rankings),
+            groups=tuple(ranking.group for ranking in rankings),
+            features=pad_sequence(list(self.vectors[holder.name]), batch_first=True),
+            tiers=_padded([ranking.tiers for ranking in rankings]),
+            train=_indices(rankings, "train"),
+            test=_indices(rankings, "test"),
+            probe=_answers(holder.annotators, self.probe),
+        )
+
+
+def federate_rankings(
+    source: RankingSource,
+    partition: RankingPartition,
+    encoder: Encoder,
+    streams: Streams,
+    cache: Path | None,
+    progress: ProgressFactory,
+) -> RankingData:
+    """Load, partition and encode rankings; only rankings that some client holds are encoded.
+
+    Nothing is encoded where the source has vectors of its own.
+    """
+    rankings = source.load(streams)
+    clients, dropped = partition.split(rankings, streams)
+    held = [ranking for client in clients for ranking in judged(client)]
+    vectors = source.vectors(held)
+    if vectors is None:
+        questions = [question_of(ranking, source.prompt_tail) for ranking in held]
+        store = EmbeddingCache(default_cache_directory() if cache is None else cache)
+        encoded = embed(questions, encoder, store, progress)
+        vectors = [encoded[question.id] for question in questions]
+    dealt = iter(vectors)
+    return RankingData(
+        holders={client.name: client for client in clients},
+        vectors={client.name: [next(dealt).float() for _ in judged(client)] for client in clients},
+        probe=rankings.probe,
+        dropped=dict(Counter(rankings.dropped) + Counter(dropped)),
+    )
+
+
+def judged(client: RankingClient) -> list[Ranking]:
+    """Return all judgments of a client, annotator by annotator."""
+    return [ranking for person in client.annotators for ranking in person.rankings]
+
+
+def question_of(ranking: Ranking, prompt_tail: int) -> Question:
+    """Return a judgment's menu as a question with options, which is what an encoder's template takes."""
+    return Question(ranking.prompt[-prompt_tail:], ranking.responses)
+
+
+def _answers(people: Sequence[Annotator], probe: Sequence[Menu]) -> Tensor:
+    """Return the probe's tiers, shape (P, M, R); -1 where a menu has no such response or was not answered."""
+    widest = max((len(menu.responses) for menu in probe), default=0)
+    answers = torch.full((len(people), len(probe), widest), -1, dtype=torch.int64)
+    for place, person in enumerate(people):
+        for number, tiers in enumerate(person.answers):
+            answers[place, number, : len(tiers)] = torch.tensor(tiers, dtype=torch.int64)
+    return answers
+
+
+def _padded(rows: Sequence[tuple[int, ...]]) -> Tensor:
+    """Return rows of unlike length as one tensor, -1 behind the short ones."""
+    return pad_sequence([torch.tensor(row, dtype=torch.int64) for row in rows], batch_first=True, padding_value=-1)
+
+
+def _indices(rankings: Sequence[Ranking], split: Split) -> Tensor:
+    return torch.tensor([i for i, ranking in enumerate(rankings) if ranking.split == split], dtype=torch.int64)
