@@ -164,7 +164,8 @@ def local_privacy(config: RunConfig, phases: Phases) -> LocalPrivacy | None:
     privacy = config.privacy
     if not isinstance(privacy, Protection) or privacy.local is None:
         return None
-    trained = [phase for phase in phases if phase.rounds]
+    # Phases that clients cannot protect add no noise, and are refused when the clients are known.
+    trained = [phase for phase in phases if phase.rounds and privacy.local.unit in phase.local_units]
     noise = local_noise_multipliers(privacy, config.federation.sampler, trained, config.partition.disjoint)
     most = max(noise.values(), default=0.0)
     return LocalPrivacy(privacy.local, most, privacy.randomness, noise_multipliers=noise)

@@ -81,7 +81,8 @@ def told(tiers: Tiers, form: Form, top: int | None) -> Tiers:
     if form in ("pair", "full"):
         return tiers
     limit = 1 if form == "best" or top is None else top
-    last = next(tier for tier in range(len(tiers) + 1) if sum(other < tier for other in tiers) >= limit)
+    # The first tier that has enough responses before it.
+    last = min((tier for tier in tiers if sum(other < tier for other in tiers) >= limit), default=max(tiers))
     return tuple(min(tier, last) for tier in tiers)
 
 

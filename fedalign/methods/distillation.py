@@ -16,7 +16,7 @@ from fedalign.data.rankings import RankingShard
 from fedalign.errors import UserError
 from fedalign.methods.base import Artefacts, Memory
 from fedalign.methods.local_training import LocalTraining, train
-from fedalign.methods.mixture_policy import MixturePolicy, in_order
+from fedalign.methods.mixture_policy import in_order
 from fedalign.methods.mmra import MIXTURE, MixturePhase
 from fedalign.methods.policy_writer import rows_of
 from fedalign.methods.single_policy import Single, SinglePhase
@@ -38,7 +38,7 @@ SINGLE = "single."
 class Distilled(Single):
     """Supervised fine-tuning of one adapter on what the mixture writes.
 
-    One network then writes at the cost of one, but regret is no longer linear in the mixture's weights: measure it anew.
+    The result costs no more than any one policy. Its regret is not linear in the mixture's weights: measure it anew.
 
     Parameters
     ----------
@@ -61,9 +61,9 @@ class Distilled(Single):
     batch: Annotated[int, Field(ge=1)]
     local: LocalTraining
 
-    def phase(self, mixture: MixturePhase) -> DistilledPhase:
+    def phases(self, mixture: MixturePhase) -> list[DistilledPhase]:
         """Return the phase that trains the adapter."""
-        return DistilledPhase(self, mixture)
+        return [DistilledPhase(self, mixture)]
 
 
 class DistilledPhase(SinglePhase):
@@ -88,9 +88,9 @@ class DistilledPhase(SinglePhase):
 
     def initial(self, streams: Streams, artefacts: Artefacts) -> State:
         """Return the types, their mixture, and the adapter: as it begins, or with public prompts as it ends."""
-        state = dict(artefacts[self.mixture.name])
+        state = dict(self.mixed(streams, artefacts))
         state |= _named(type_of(state, int(state[MIXTURE].argmax())))
-        if self.settings.prompts is None:
+        if self.settings.prompts is None or self.mixture.name not in artefacts:
             return state
         prompts = read_public_prompts(Path(self.settings.prompts), f"{KEY}.prompts")
         memory: Memory = {}
@@ -137,8 +137,8 @@ class DistilledPhase(SinglePhase):
         def loss(step: int) -> Tensor:
             drawn = torch.randint(len(tokens.ids), (self.settings.batch,), generator=generator)
             rows = rows_of(tokens, drawn.to(tokens.ids.device))
-            likely = self._types.writer.log_probability(rows, None)
-            return (-likely / rows.response_mask.sum(1)).mean()
+            # Of whole texts: the divergence KL(mixture || adapter) but for a constant, in nats a token of the longest.
+            return -self._types.writer.log_probability(rows, None).mean() / self.settings.writing.max_new_tokens
 
         steps = (self.settings.local.steps * (streams.round - 1), self.settings.local.steps * self.settings.rounds)
         with streams.torch_default("dropout"):
@@ -148,7 +148,7 @@ class DistilledPhase(SinglePhase):
         return mean
 
     def _written(self, state: State, prompts: Sequence[str], generator: torch.Generator) -> ResponseBatch:
-        mixture, writing = MixturePolicy(self._types, state, state[MIXTURE]), self.settings.writing
+        mixture, writing = self.mixture.policy(state), self.settings.writing
         parts = [mixture.write(part, writing, generator) for part in writing.parts(prompts)]
         everything = torch.arange(sum(len(part.texts) for part in parts))
         return in_order(parts, everything, self._types.policy.pad_token).tokens

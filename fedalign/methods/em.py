@@ -74,7 +74,9 @@ class EMPhase(RankingPhase):
         state |= {PRIOR: torch.full((number,), 1 / number), **no_alarms()}
         state |= {_ROUND: torch.tensor(0), _SEED: torch.tensor(streams.integer("server"))}
         if self._signatures is not None:
-            state[CENTRES] = artefacts[StartPhase.name][CENTRES]
+            # Without artefacts it is only asked what would be added up.
+            nowhere = {CENTRES: torch.zeros(number, self._signatures.start.dimensions, dtype=torch.float64)}
+            state[CENTRES] = artefacts.get(StartPhase.name, nowhere)[CENTRES]
         return state
 
     def template(self, state: State) -> Template:

@@ -4,22 +4,48 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from fedalign.errors import UserError
+from fedalign.methods.mmra import KEY, MixturePhase
 from fedalign.methods.text_policies import Writing
 from fedalign.objectives.regret import maxmin_weights, minmax_weights, regret_matrix
 
-KEY = "method.fair"
+if TYPE_CHECKING:
+    from fedalign.methods.em import EMPhase
+    from fedalign.methods.emdpo import EMDPO
+
+
+class Mixing(ABC):
+    """Whether and how types are mixed; the ``fair`` block of the method."""
+
+    @abstractmethod
+    def phases(self, method: EMDPO, em: EMPhase) -> list[MixturePhase]:
+        """Return the phase that mixes the types, to follow EM; none where they are not mixed.
+
+        Raises
+        ------
+        UserError
+            If the settings do not fit the method's types.
+        """
 
 
 @dataclass(frozen=True)
-class Fairness(ABC):
-    """Settings of the mixture's phase; the ``fair`` block of the method.
+class NoMixture(Mixing):
+    """Types are not mixed: they serve their own annotators."""
+
+    def phases(self, method: EMDPO, em: EMPhase) -> list[MixturePhase]:
+        """Return no phase."""
+        return []
+
+
+@dataclass(frozen=True)
+class Fairness(Mixing):
+    """Settings of the mixture's phase.
 
     Parameters
     ----------
@@ -55,18 +81,23 @@ class Fairness(ABC):
                 f"or {KEY}.prompts=null"
             )
 
-    def check(self, types: int) -> None:
-        """Refuse settings that do not fit a number of types; by default any will do.
+    def phases(self, method: EMDPO, em: EMPhase) -> list[MixturePhase]:
+        """Return the phase that mixes the types."""
+        return [MixturePhase(method, em, self)]
+
+    def type_weights(self, types: int) -> Tensor:
+        """Return how much each of K types' regret counts, shape (K,); by default all the same.
 
         Raises
         ------
         UserError
-            Naming the setting.
+            If the settings weigh another number of types.
         """
+        return torch.ones(types)
 
     def regrets(self, rewards: Tensor) -> Tensor:
         """Return what each type (row) loses under each type's policy, float64 of shape (K, K)."""
-        return regret_matrix(rewards, torch.ones(len(rewards)), normalise=False)
+        return regret_matrix(rewards, self.type_weights(len(rewards)), normalise=False)
 
     @abstractmethod
     def mixture(self, rewards: Tensor, shares: Tensor) -> Tensor:
@@ -97,18 +128,20 @@ class MinMaxRegret(Fairness):
     weights: tuple[Annotated[float, Field(gt=0)], ...] | None
     normalise: bool
 
-    def check(self, types: int) -> None:
-        """Refuse another number of weights than of types."""
-        if self.weights is not None and len(self.weights) != types:
+    def type_weights(self, types: int) -> Tensor:
+        """Return the weights that are set, or ones."""
+        if self.weights is None:
+            return torch.ones(types)
+        if len(self.weights) != types:
             raise UserError(
                 f"{KEY}.weights={list(self.weights)} has {len(self.weights)} numbers, and there are {types} types; "
                 "give one each, or null"
             )
+        return torch.tensor(self.weights)
 
     def regrets(self, rewards: Tensor) -> Tensor:
         """Return weighted regrets, as shares of a type's own reward where these are asked for."""
-        weights = torch.ones(len(rewards)) if self.weights is None else torch.tensor(self.weights)
-        return regret_matrix(rewards, weights, self.normalise)
+        return regret_matrix(rewards, self.type_weights(len(rewards)), self.normalise)
 
     def mixture(self, rewards: Tensor, shares: Tensor) -> Tensor:
         """Return the solution of the game."""

@@ -39,6 +39,11 @@ def judged_regrets(shard: RankingShard, index: Tensor, own: Tensor, types: Tenso
     ]
 
 
+def others(sums: Sequence[MetricSum]) -> list[MetricSum]:
+    """Return the metrics that are no regret."""
+    return [item for item in sums if not item.name.endswith(_REGRET)]
+
+
 def regret_summary(sums: Sequence[MetricSum]) -> dict[str, float]:
     """Return the mean regret of a judgment, and that of the worst group's judgments, for each population."""
     found = {}

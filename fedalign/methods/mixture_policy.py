@@ -40,7 +40,7 @@ class MixturePolicy(TextPolicy):
         """Continue every prompt; types are drawn first, then each type that was drawn writes its texts together."""
         types = self.draw(len(prompts), generator)
         rows, parts = [], []
-        for number in types.unique().tolist():
+        for number in torch.unique(types).tolist():
             own = (types == number).nonzero()[:, 0]
             rows.append(own)
             parts.append(self._policies[number].write([prompts[i] for i in own.tolist()], writing, generator))

@@ -18,9 +18,8 @@ from fedalign.contribution import WEIGHT, Contribution, State
 from fedalign.data.rankings import RankingShard
 from fedalign.errors import UserError
 from fedalign.methods.base import Artefacts, Memory, Participation, ServerOptimizer
-from fedalign.methods.em import EMPhase
-from fedalign.methods.fairness import KEY
-from fedalign.methods.judged_regret import judged_regrets, regret_summary
+from fedalign.methods.judged_regret import judged_regrets, others, regret_summary
+from fedalign.methods.mixture_policy import MixturePolicy
 from fedalign.methods.ranking_phase import RankingPhase
 from fedalign.methods.text_policies import read_public_prompts
 from fedalign.methods.type_adapters import AdapterTypes
@@ -31,7 +30,11 @@ from fedalign.rng import Streams
 from fedalign.template import Template
 
 if TYPE_CHECKING:
+    from fedalign.methods.em import EMPhase
     from fedalign.methods.emdpo import EMDPO
+    from fedalign.methods.fairness import Fairness
+
+KEY = "method.fair"
 
 MIXTURE, REGRETS, VALUE = "mixture", "regrets", "value"
 """Names in the state: chances of the types' policies (K,), each type's regret under each (K, K), the worst (1,)."""
@@ -55,15 +58,21 @@ class MixturePhase(RankingPhase):
     ----------
     method : EMDPO
     em : EMPhase
+    settings : Fairness
+
+    Raises
+    ------
+    UserError
+        If the settings do not fit the types.
     """
 
     name = "mmra"
     participation = Participation.ALL
 
-    def __init__(self, method: EMDPO, em: EMPhase) -> None:
+    def __init__(self, method: EMDPO, em: EMPhase, settings: Fairness) -> None:
         super().__init__(method, em.model)
-        assert method.fair is not None
-        self.em, self.settings = em, method.fair
+        self.em, self.settings = em, settings
+        self.settings.type_weights(method.types)
         self.rounds = 1 if self.settings.prompts is None else 0
         if self.settings.prompts is not None and not isinstance(self.model, AdapterTypes):
             raise UserError(
@@ -81,14 +90,17 @@ class MixturePhase(RankingPhase):
         return self.em.shares_of(state, shard, index, seed)
 
     def initial(self, streams: Streams, artefacts: Artefacts) -> State:
-        """Return the types, mixed by their shares; with public prompts, as the game has it."""
-        state = artefacts[self.em.name]
+        """Return the types, mixed by their shares; with public prompts, as the game has it.
+
+        Without artefacts, as where only names and shapes are asked for, types are as EM begins.
+        """
+        trained = self.em.name in artefacts
+        state = artefacts[self.em.name] if trained else self.em.initial(streams, artefacts)
         types = count(state)
-        self.settings.check(types)
         empty = torch.zeros(types, types)
         found = {ANSWERS: empty, JUDGMENTS: empty.clone(), REGRETS: empty.clone(), VALUE: torch.zeros(1)}
         begun = {**state, **found, MIXTURE: state[PRIOR].clone()}
-        if self.settings.prompts is None:
+        if self.settings.prompts is None or not trained:
             return begun
         assert isinstance(self.model, AdapterTypes)
         prompts = read_public_prompts(Path(self.settings.prompts), f"{KEY}.prompts")
@@ -152,7 +164,12 @@ class MixturePhase(RankingPhase):
 
     def summarise(self, sums: Sequence[MetricSum], tensors: Mapping[str, Tensor]) -> dict[str, float]:
         """Return what is told of types, and the mixture's regret: a judgment's mean, and the worst type's."""
-        return {**super().summarise(sums, tensors), **regret_summary(sums)}
+        return super().summarise(others(sums), tensors) | regret_summary(sums)
+
+    def policy(self, state: State) -> MixturePolicy:
+        """Return what writes for everybody; only where types are adapters of a language model."""
+        assert isinstance(self.model, AdapterTypes)
+        return MixturePolicy(self.model, state, state[MIXTURE])
 
     def gains(self, state: State, shard: RankingShard, index: Tensor) -> Tensor:
         """Return how much likelier than the reference each type makes judgments, float64 of shape (K, n)."""

@@ -1,4 +1,4 @@
-"""One policy in place of the mixture of types: what such phases share, and the log-linear merge, which is not trained."""
+"""One policy in place of the mixture of types: what such phases share, and the log-linear merge of types."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from fedalign.contribution import Contribution, State
 from fedalign.data.rankings import RankingShard
 from fedalign.methods.base import Artefacts, Memory
-from fedalign.methods.judged_regret import judged_regrets, regret_summary
+from fedalign.methods.judged_regret import judged_regrets, others, regret_summary
 from fedalign.methods.log_linear import LogLinearPolicy
 from fedalign.methods.mmra import MIXTURE, MixturePhase
 from fedalign.methods.ranking_phase import RankingPhase
@@ -47,6 +47,11 @@ class SinglePhase(RankingPhase):
     def policy(self, state: State) -> TextPolicy:
         """Return what writes; only where types are adapters of a language model."""
 
+    def mixed(self, streams: Streams, artefacts: Artefacts) -> State:
+        """Return the types and their mixture; as they begin, where only names and shapes are asked for."""
+        found = artefacts.get(self.mixture.name)
+        return self.mixture.initial(streams, artefacts) if found is None else found
+
     def shares_of(self, state: State, shard: RankingShard, index: Tensor, seed: int) -> Tensor:
         """Return every annotator's share in each type as EM tells it, float64 of shape (K, P)."""
         return self.mixture.shares_of(state, shard, index, seed)
@@ -63,7 +68,7 @@ class SinglePhase(RankingPhase):
 
     def summarise(self, sums: Sequence[MetricSum], tensors: Mapping[str, Tensor]) -> dict[str, float]:
         """Return what is told of types, and the policy's regret: a judgment's mean, and the worst type's."""
-        return {**super().summarise(sums, tensors), **regret_summary(sums)}
+        return super().summarise(others(sums), tensors) | regret_summary(sums)
 
 
 @dataclass(frozen=True)
@@ -71,14 +76,23 @@ class Single(ABC):
     """Which one policy stands for the mixture; the ``single`` block of the method."""
 
     @abstractmethod
-    def phase(self, mixture: MixturePhase) -> SinglePhase:
-        """Return the phase that makes it, to follow the mixture's.
+    def phases(self, mixture: MixturePhase) -> Sequence[SinglePhase]:
+        """Return the phase that makes it, to follow the mixture's; none where the mixture itself is to serve.
 
         Raises
         ------
         UserError
             If types are not of a kind that it can be made of.
         """
+
+
+@dataclass(frozen=True)
+class NoSingle(Single):
+    """The mixture itself serves: for every text a type is drawn."""
+
+    def phases(self, mixture: MixturePhase) -> list[SinglePhase]:
+        """Return no phase."""
+        return []
 
 
 class LogLinearPhase(SinglePhase):
@@ -88,7 +102,7 @@ class LogLinearPhase(SinglePhase):
 
     def initial(self, streams: Streams, artefacts: Artefacts) -> State:
         """Return the types and their mixture."""
-        return artefacts[self.mixture.name]
+        return self.mixed(streams, artefacts)
 
     def local(self, state: State, shard: RankingShard, streams: Streams, memory: Memory) -> Contribution:
         """Refuse: there are no rounds."""
@@ -113,6 +127,6 @@ class LogLinearPhase(SinglePhase):
 class LogLinear(Single):
     """The log-linear merge of types under the mixture's weights: no training, a pass a token for every type."""
 
-    def phase(self, mixture: MixturePhase) -> LogLinearPhase:
+    def phases(self, mixture: MixturePhase) -> list[LogLinearPhase]:
         """Return a phase without rounds."""
-        return LogLinearPhase(mixture)
+        return [LogLinearPhase(mixture)]

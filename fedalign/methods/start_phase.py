@@ -14,7 +14,7 @@ from fedalign.data.federated import Role
 from fedalign.data.rankings import RankingShard
 from fedalign.methods.base import Artefacts, Memory, Participation, Phase, ServerOptimizer
 from fedalign.methods.type_start import ClusteredStart
-from fedalign.metrics.record import MetricSum
+from fedalign.metrics.record import MetricSum, encode
 from fedalign.metrics.types import assignment_metrics, assignment_sums
 from fedalign.rng import Streams
 from fedalign.template import Template
@@ -134,15 +134,17 @@ class StartPhase(Phase[RankingShard]):
         return {**after, _TRIED: moved, CENTRES: moved[best]}
 
     def evaluate(self, state: State, shard: RankingShard, streams: Streams) -> Contribution:
-        """Return what tells how far the clusters are the true types."""
-        places = self._signatures.clusters(state, shard, streams.seed)
-        shares = torch.nn.functional.one_hot(places, self._types).T.double()
-        return Contribution(assignment_sums(shares, shard.types))
+        """Return how far annotators are from their centres, and what tells how far the clusters are the true types."""
+        apart = distances(self._signatures.of(shard, streams.seed), state[CENTRES].double())
+        shares = torch.nn.functional.one_hot(apart.argmin(1), self._types).T.double()
+        spread = MetricSum("test/spread", "all", float(apart.min(1).values.sum()), float(len(apart)))
+        return Contribution(assignment_sums(shares, shard.types), encode([spread]))
 
     def summarise(self, sums: Sequence[MetricSum], tensors: Mapping[str, Tensor]) -> dict[str, float]:
         """Return how far the clusters are the true types."""
-        found = assignment_metrics(tensors) if tensors else {}
-        return {f"test/{name}": found[name] for name in ("type_accuracy", "largest_type_share") if name in found}
+        found = assignment_metrics(tensors)
+        told = {f"test/{name}": found[name] for name in ("type_accuracy", "largest_type_share") if name in found}
+        return {**super().summarise(sums, tensors), **told}
 
 
 def first_centres(moment: Tensor, size: Sequence[int], generator: torch.Generator) -> Tensor:
@@ -171,4 +173,5 @@ def first_centres(moment: Tensor, size: Sequence[int], generator: torch.Generato
 
 def distances(points: Tensor, centres: Tensor) -> Tensor:
     """Return squared distances, shape (P, K)."""
-    return (points[:, None, :] - centres[None]).square().sum(-1)
+    apart: Tensor = (points[:, None, :] - centres[None]).square().sum(-1)
+    return apart

@@ -1,4 +1,4 @@
-"""Policies that are made of types' adapters: one type's, their mixture, and any other that writes and is scored alike."""
+"""Policies that write, made of types' adapters: what they share, and what types make of what they write."""
 
 from __future__ import annotations
 

@@ -83,6 +83,8 @@ class AdapterTypes(TypeModel):
 
     def utilities(self, shard: RankingShard, index: Tensor) -> Utilities:
         """Return the implicit rewards of the loaded adapter."""
+        if not len(index):
+            return Utilities(torch.zeros(0, shard.tiers.shape[1]), torch.zeros(0))
         texts = self._encoded(shard)
         rows = texts.row[index]
         wanted = rows[rows >= 0]

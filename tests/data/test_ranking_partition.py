@@ -110,11 +110,16 @@ def test_more_clients_leave_the_unseen_and_keep_the_others(make: Make, crowd: Ra
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_seed_decides_who(make: Make, crowd: RankingSet, layout: str) -> None:
-    drawn = [split(make, crowd, seed, layout, unseen=4)[0] for seed in (0, 0, *range(1, 6))]
-    assert drawn[0] == drawn[1] and len({tuple(names(own, Role.UNSEEN)) for own in drawn}) > 3
-    silos = {tuple(tuple(p.name for p in client.annotators) for client in own) for own in drawn}
-    assert len(silos) > 3
+def test_a_seed_decides_who_is_unseen_and_who_trains(make: Make, crowd: RankingSet, layout: str) -> None:
+    wanted = {"annotators": "clients", "annotator_silos": "annotators"}[layout]
+    for role, keys in ((Role.UNSEEN, {"unseen": 4}), (Role.TRAIN, {wanted: 5})):
+        drawn = [split(make, crowd, seed, layout, **keys)[0] for seed in (0, 0, *range(1, 6))]
+        assert drawn[0] == drawn[1] and len({frozenset(people(own, role)) for own in drawn}) > 3
+
+
+def test_a_seed_decides_who_shares_a_silo(make: Make, crowd: RankingSet) -> None:
+    drawn = [split(make, crowd, seed, "annotator_silos")[0] for seed in range(6)]
+    assert len({frozenset(own.name for own in clients[0].annotators) for clients in drawn}) > 3
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -135,6 +140,9 @@ def test_caps_keep_a_random_part_in_order(make: Make, crowd: RankingSet) -> None
         places = [everything[name].rankings.index(ranking) for ranking in own.rankings]
         assert places == sorted(places)
     assert any(own.rankings[:9] != everything[name].rankings[:9] for name, own in capped.items())
+    alike = RankingSet([r for name in "abcdef" for r in judgments(name, "all", 20, 1)])
+    kept = people(split(make, alike, max_train=5)[0])
+    assert len({tuple(r.prompt.split()[1] for r in own.rankings) for own in kept.values()}) > 3
     scarce = people(split(make, crowd, max_train=3, max_test=2)[0])
     for name, own in scarce.items():
         assert set(own.rankings) < set(capped[name].rankings)
@@ -203,7 +211,8 @@ def test_made_up_people_share_the_judgments_of_a_group(make: Make, nobody: Ranki
     assert sorted(count["y", "train"] for count in sizes.values()) == [0, 0, 0, 20, 20]
     assert {own.type for own in made.values()} == {None}
     other, _ = split(make, nobody, 1, "annotator_silos", judgments_per_person=15, silos=2, unseen=1)
-    assert set(people(other)) == set(made) and people(other) != made
+    hands, others = ({frozenset(own.rankings) for own in found.values()} for found in (made, people(other)))
+    assert set(people(other)) == set(made) and hands.isdisjoint(others)
 
 
 def test_a_group_with_few_judgments_is_one_person(make: Make, nobody: RankingSet) -> None:

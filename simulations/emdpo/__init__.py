@@ -1,0 +1,1 @@
+"""Experiments on EM-DPO: toy tables, what identifies types, and real annotators."""

@@ -1,0 +1,249 @@
+"""The experiments on EM-DPO: each a group of arms, and an arm is overrides of the run configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from simulations.privacy.arms import replaced
+
+FORMS: Mapping[str, tuple[str, ...]] = {
+    "pair": ("data.form=pair", "data.responses=2"),
+    "best": ("data.form=best", "data.responses=3"),
+    "full": ("data.form=full", "data.responses=3"),
+}
+"""What a judgment tells: the better of two, the best of three, or the order of three."""
+FORM_LABELS = {"pair": "pairs", "best": "best of 3", "full": "full rank of 3"}
+JUDGMENTS = (1, 2, 4, 8, 16)
+"""Training judgments of each annotator in the toy."""
+GAPS = (1, 2, 3)
+"""b: how much one type finds the first item better than the second, and the second than the third."""
+TYPES = (1, 2, 3, 4)
+"""Numbers of types on real annotators."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One kind of run.
+
+    Parameters
+    ----------
+    name : str
+        Also the folder of its runs.
+    label : str
+    overrides : tuple of str
+    """
+
+    name: str
+    label: str
+    overrides: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Arms whose runs are scored alike.
+
+    Parameters
+    ----------
+    name : str
+        Also the folder of its arms.
+    arms : tuple of Arm
+    seeds : tuple of int
+    scores : tuple of str
+        Which further scores a finished run gets, by their names in ``score``.
+    """
+
+    name: str
+    arms: tuple[Arm, ...]
+    seeds: tuple[int, ...]
+    scores: tuple[str, ...] = ()
+
+
+# One linear utility a type, and 300 annotators of two types. Length 3: with it somebody who knows the true utilities
+# tells types about as well as the note's oracle does (README).
+_LINEAR = (
+    "method=emdpo",
+    "data=linear_rankings",
+    "data.scale=3",
+    "data.test_judgments=4",
+    "encoder.size=4",
+    "model=linear_utility",
+    "method.types=2",
+    "method/start=random",
+    "method.folds.validation=0",
+    "method.folds.assess=null",
+    "method.evaluation.known=null",
+    "method.batch=null",
+    "method.local.schedule=constant",
+    "method.local.max_grad_norm=null",
+    "federation=fedavg",
+    "federation.checkpoint_every=1000",
+)
+# One silo holds everybody. With a single judgment nothing can be halved, so all judgments do both.
+_CENTRAL = (
+    "partition=annotator_silos",
+    "partition.silos=1",
+    "partition.min_train=1",
+    "method.folds.cross_fit=false",
+    "method.least_mass=0.01",
+    "method.local.lr=1.0",
+    "federation.rounds=60",
+    "federation.evaluate_every=60",
+)
+
+
+def _toy() -> tuple[Arm, ...]:
+    return tuple(
+        Arm(
+            f"{form}_{m}",
+            f"{FORM_LABELS[form]}, {m} a user",
+            (*_LINEAR, *_CENTRAL, *own, f"data.train_judgments={m}"),
+        )
+        for form, own in FORMS.items()
+        for m in JUDGMENTS
+    )
+
+
+_FEDERATED = (
+    *_LINEAR,
+    "data.form=pair",
+    "data.responses=2",
+    "partition=annotators",
+    "method.local.lr=0.5",
+    "federation/sampler=fraction",
+    "federation.sampler.fraction=0.1",
+    "federation.rounds=150",
+    "federation.evaluate_every=150",
+)
+VARIANTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "soft": ("soft, 5 local steps", ()),
+    "equal": ("all types start equal", ("method/start=equal", "method.start.demonstration=true")),
+    "hard": ("hard (IFCA)", ("method/assignment=hardest",)),
+    "steps_1": ("1 local step", ("method.local.steps=1",)),
+    "noise": (
+        "noise on the server",
+        (
+            "privacy=central",
+            "privacy/randomness=seeded",
+            "privacy.epsilon=null",
+            "privacy.noise_multiplier=0.5",
+            "privacy.clip.bound=1.0",
+        ),
+    ),
+    "steps_20": ("20 local steps", ("method.local.steps=20",)),
+    "everybody": ("everybody in every round", ("federation.sampler.fraction=1.0",)),
+}
+"""What the federated toy is varied in: label and overrides."""
+FEDERATED_JUDGMENTS = (4, 8)
+
+
+def _federated() -> tuple[Arm, ...]:
+    return tuple(
+        Arm(f"{name}_{m}", label, replaced((*_FEDERATED, f"data.train_judgments={m}"), own))
+        for name, (label, own) in VARIANTS.items()
+        for m in FEDERATED_JUDGMENTS
+    )
+
+
+OBSERVED: Mapping[str, tuple[str, str, int]] = {
+    "pair": ("one pair", "pair", 1),
+    "pairs": ("two pairs of one annotator", "pair", 2),
+    "best": ("one best of three", "best", 1),
+    "full": ("one full rank of three", "full", 1),
+}
+"""What is seen of each annotator: label, form, and how many judgments."""
+
+
+def _identifiability() -> tuple[Arm, ...]:
+    """Return arms that fit one and two types to mirrored annotators, and to indifferent ones."""
+    arms = []
+    for seen, (label, form, judgments) in OBSERVED.items():
+        for gap in (0, *GAPS):
+            world = ("data.population=mirrored", f"data.scale={gap}")
+            if not gap:
+                world = ("data.population=indifferent", "data.types=1")
+            for types in (1, 2):
+                own = (
+                    *FORMS[form],
+                    *world,
+                    f"data.train_judgments={judgments}",
+                    "data.annotators=2000",
+                    "data.dimension=1",
+                    "encoder.size=1",
+                    "data.test_judgments=1",
+                    f"method.types={types}",
+                    f"method.folds.assess={judgments}",
+                    "federation.rounds=40",
+                    "federation.evaluate_every=40",
+                )
+                arms.append(
+                    Arm(f"{seen}_b{gap}_k{types}", f"{label}, K={types}", replaced((*_LINEAR, *_CENTRAL), own))
+                )
+    return tuple(arms)
+
+
+DATA = "{data}"
+"""What stands for the folder of real data in overrides."""
+REAL: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "e2e": ("E2E NLG", ("data=e2e_rankings", f"data.path={DATA}/e2e_rankings/e2e_rankings.jsonl.gz")),
+    "llmfao": ("LLMFAO", ("data=llmfao_rankings", f"data.path={DATA}/llmfao")),
+}
+"""Real annotators: label and source."""
+_REAL = (
+    "method=emdpo",
+    "encoder=minilm",
+    "model=linear_utility",
+    "model.init_std=0.01",
+    "method/start=deltas",
+    "method.batch=64",
+    "partition=annotator_silos",
+    "partition.silos=4",
+    "partition.min_train=8",
+    "partition.min_test=1",
+    "partition.small=drop",
+    "method.least_mass=0.01",
+    "method.folds.assess=null",
+    "method.evaluation.known=null",
+    "method.evaluation.judgments=null",
+    "method.local.schedule=constant",
+    "federation=fedavg",
+    "federation.checkpoint_every=1000",
+)
+CHOSEN: Mapping[str, Mapping[int, tuple[str, ...]]] = {
+    source: {types: ("method.local.lr=0.5", "federation.rounds=40") for types in TYPES} for source in REAL
+}
+"""Learning rate and rounds of each source and number of types, chosen on judgments held out of training (README)."""
+
+
+def real_overrides(source: str, types: int) -> tuple[str, ...]:
+    """Return what all runs on a source with so many types share."""
+    return (*_REAL, *REAL[source][1], f"method.types={types}", "federation.evaluate_every=1000")
+
+
+def _real() -> tuple[Arm, ...]:
+    return tuple(
+        Arm(f"{source}_k{types}", f"K={types}", (*real_overrides(source, types), *CHOSEN[source][types]))
+        for source in REAL
+        for types in TYPES
+    )
+
+
+EXPERIMENTS: Mapping[str, Experiment] = {
+    each.name: each
+    for each in (
+        Experiment("toy", _toy(), (0, 1, 2, 3), ("bayes",)),
+        Experiment("federated", _federated(), (0, 1, 2, 3), ("bayes",)),
+        Experiment("identifiability", _identifiability(), (0, 1, 2, 3, 4), ("fresh",)),
+        Experiment("real", _real(), (0, 1, 2, 3, 4), ("people",)),
+    )
+}
+
+
+def overrides(arm: Arm, data: str) -> tuple[str, ...]:
+    """Return an arm's overrides, with the folder of real data put in."""
+    return tuple(one.replace(DATA, data) for one in arm.overrides)
+
+
+def chosen(experiment: Experiment, names: Sequence[str] | None) -> tuple[Arm, ...]:
+    """Return an experiment's arms, or those of some names."""
+    return tuple(arm for arm in experiment.arms if names is None or arm.name in names)

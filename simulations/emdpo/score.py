@@ -1,0 +1,120 @@
+"""Scores of finished runs that the runs do not have themselves, from their models and their worlds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedalign.config import RunConfig, parse, to_json
+from fedalign.contribution import State
+from fedalign.data.federated import Role
+from fedalign.data.linear_rankings import LinearRankings, type_name
+from fedalign.data.rankings import RankingShard
+from fedalign.federation.site import Site
+from fedalign.methods.em import EMPhase
+from fedalign.methods.type_model import PRIOR
+from fedalign.model_files import load_model
+from fedalign.objectives.em import mixture_log_likelihood, per_annotator
+from fedalign.objectives.plackett_luce import ranking_log_likelihood
+from fedalign.report.run_directory import RunDirectory
+from fedalign.rng import Streams
+from fedalign.site import open_site
+
+ANOTHER_WORLD = 1000
+"""What is added to a run's seed for annotators whom it never saw."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run, opened.
+
+    Parameters
+    ----------
+    config : RunConfig
+    site : Site
+    phase : EMPhase
+    state : State
+        Of the end of EM.
+    """
+
+    config: RunConfig
+    site: Site
+    phase: EMPhase
+    state: State
+
+    def shards(self) -> list[RankingShard]:
+        """Return the training clients' shards."""
+        data = self.site.data
+        return [data.shard(client.name) for client in data.clients if client.role is Role.TRAIN]
+
+
+def opened(path: Path, seed: int = 0) -> Finished:
+    """Return a finished run beside its data, or beside the data that another seed draws: the run's own plus ``seed``."""
+    directory = RunDirectory.open(path)
+    resolved: dict[str, Any] = dict(directory.read_config())
+    resolved["seed"] = int(resolved["seed"]) + seed
+    config = parse(resolved)
+    site = open_site(to_json(resolved), {})
+    phase = site.phases[-1]
+    assert isinstance(phase, EMPhase)
+    return Finished(config, site, phase, load_model(directory.model, config.method.name)[phase.name])
+
+
+def bayes(path: Path) -> dict[str, float]:
+    """Return how many annotators' types somebody who knew the true utilities would tell from the same judgments."""
+    run = opened(path)
+    assert isinstance(run.config.data, LinearRankings)
+    weights = torch.tensor(run.config.data.weights(Streams(run.config.seed)), dtype=torch.float64)
+    names = [type_name(k) for k in range(len(weights))]
+    right = people = 0
+    for shard in run.shards():
+        known, _ = run.phase.divided(shard, run.config.seed)
+        utilities = torch.einsum("nsd,kd->kns", shard.features[known].double(), weights)
+        likely = ranking_log_likelihood(utilities, run.phase.orders(shard).rows(known))
+        told = per_annotator(likely, shard.owner[known], len(shard.people)).argmax(0)
+        right += sum(names[k] == kind for k, kind in zip(told.tolist(), shard.types, strict=True))
+        people += len(shard.people)
+    return {"bayes_accuracy": right / people}
+
+
+def fresh(path: Path) -> dict[str, float]:
+    """Return the log-likelihood of a new population's judgments, of whom nothing is known, per judgment.
+
+    All judgments of one annotator are likely together, under the prior: judgments alone cannot say who made them.
+    """
+    run = opened(path, ANOTHER_WORLD)
+    total = judgments = 0.0
+    for shard in run.shards():
+        found = run.phase.log_likelihoods(run.state, shard, shard.train)
+        sums = per_annotator(found, shard.owner[shard.train], len(shard.people))
+        total += float(mixture_log_likelihood(sums, run.state[PRIOR].double().log()).sum())
+        judgments += len(shard.train)
+    return {"fresh_log_likelihood": total / judgments}
+
+
+def people(path: Path) -> dict[str, float]:
+    """Return every training annotator's summed log-likelihood of held-out judgments, and how many there are.
+
+    Under names ``total/<annotator>`` and ``n/<annotator>``; summed up they are the run's own ``test/log_likelihood``.
+    """
+    run, found = opened(path), {}
+    for shard in run.shards():
+        known, target = run.phase.divided(shard, run.config.seed)
+        shares = run.phase.shares_of(run.state, shard, known, run.config.seed)
+        owner = shard.owner[target]
+        likely = mixture_log_likelihood(
+            run.phase.log_likelihoods(run.state, shard, target), shares.log()[:, owner]
+        ).double()
+        for number, name in enumerate(shard.people):
+            own: Tensor = owner == number
+            found[f"total/{name}"] = float(likely[own].sum())
+            found[f"n/{name}"] = float(own.sum())
+    return found
+
+
+SCORES: Mapping[str, Callable[[Path], dict[str, float]]] = {"bayes": bayes, "fresh": fresh, "people": people}
