@@ -79,7 +79,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     predict.add_argument(
         "--preference", action="append", default=[], dest="preferences", metavar="GROUP|FILE",
-        help="a group of the run, or a person's judgments; may be repeated (default: every group)",
+        help="a group of the run, or a person's judgments; may be repeated (default: every group); of a run with "
+        "types of annotators type-0, ..., mixture or single (default: what the run has for everybody)",
     )  # fmt: skip
     predict.add_argument(
         "--dial", action="append", default=[], dest="dials", metavar="A:B:T",

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from fedalign.config import RunConfig, parse
 from fedalign.errors import UserError
+from fedalign.methods.base import Method
 from fedalign.methods.dprlhf import DPRLHF
+from fedalign.methods.emdpo import EMDPO
 from fedalign.methods.pairs import PairMethod
 from fedalign.methods.survey import SurveyMethod
 from fedalign.opened_run import OpenedRun
 from fedalign.predict_pairs import predict_choices
+from fedalign.predict_rankings import predict_rankings
 from fedalign.predict_rewards import predict_rewards
 from fedalign.predict_stages import write_stages
 from fedalign.predict_survey import Prediction, predict_shares
 from fedalign.predict_text import TextRequest, read_prompts, write_texts
+from fedalign.predict_types import write_types
 from fedalign.report.run_directory import RunDirectory
+
+_T = TypeVar("_T")
 
 
 class Choice(Protocol):
@@ -65,6 +71,11 @@ _PREDICTORS: Mapping[type, Callable[[OpenedRun, Path], Sequence[Choice]]] = {
     SurveyMethod: predict_shares,
     PairMethod: predict_choices,
     DPRLHF: predict_rewards,
+    EMDPO: predict_rankings,
+}
+_WRITERS: Mapping[type, Callable[[OpenedRun, TextRequest], Sequence[Text]]] = {
+    DPRLHF: write_stages,
+    EMDPO: write_types,
 }
 
 
@@ -77,7 +88,8 @@ def predict(run: Path, answers: Path) -> Sequence[Choice]:
         Directory of a finished run.
     answers : Path
         For survey methods a group's answers, see :func:`fedalign.predict_survey.predict_shares`; for pair methods a
-        person's judgments, see :func:`fedalign.predict_pairs.predict_choices`; for alignment by reinforcement learning
+        person's judgments, see :func:`fedalign.predict_pairs.predict_choices`; for methods with types of annotators an
+        annotator's, see :func:`fedalign.predict_rankings.predict_rankings`; for alignment by reinforcement learning
         responses to be scored, see :func:`fedalign.predict_rewards.predict_rewards`.
 
     Raises
@@ -86,7 +98,7 @@ def predict(run: Path, answers: Path) -> Sequence[Choice]:
         If the run has no such model, or the file is malformed, tells nothing or asks nothing.
     """
     directory, config = _read(run)
-    predictor = next((p for kind, p in _PREDICTORS.items() if isinstance(config.method, kind)), None)
+    predictor = _serving(config.method, _PREDICTORS)
     if predictor is None:
         raise UserError(f"{run}: method '{config.method.name}' predicts nothing from a file")
     return predictor(OpenedRun.of(directory, config), answers)
@@ -95,12 +107,17 @@ def predict(run: Path, answers: Path) -> Sequence[Choice]:
 def write(run: Path, request: TextRequest) -> Sequence[Text]:
     """Let a run's policy continue prompts.
 
-    See :func:`fedalign.predict_text.write_texts` for policies that follow preferences, and
-    :func:`fedalign.predict_stages.write_stages` for those that were trained in stages.
+    See :func:`fedalign.predict_text.write_texts` for policies that follow preferences,
+    :func:`fedalign.predict_stages.write_stages` for those that were trained in stages, and
+    :func:`fedalign.predict_types.write_types` for those of types of annotators.
     """
     opened = OpenedRun.of(*_read(run))
-    writer = write_stages if isinstance(opened.config.method, DPRLHF) else write_texts
-    return writer(opened, request)
+    return (_serving(opened.config.method, _WRITERS) or write_texts)(opened, request)
+
+
+def _serving(method: Method, known: Mapping[type, _T]) -> _T | None:
+    """Return what serves a method, by its class."""
+    return next((served for kind, served in known.items() if isinstance(method, kind)), None)
 
 
 def _read(run: Path) -> tuple[RunDirectory, RunConfig]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -83,19 +84,17 @@ def show(console: Console, result: Result) -> None:
 
 
 def show_predictions(console: Console, predictions: Sequence[Choice]) -> None:
-    """Print predicted distributions, a row an option."""
-    if not predictions:
-        return
-    question, option, share = predictions[0].titles
-    table = Table()
-    table.add_column(question, ratio=3)
-    table.add_column(option, ratio=2)
-    table.add_column(share, justify="right")
-    for prediction in predictions:
-        for place, (name, value) in enumerate(zip(prediction.options, prediction.shares, strict=True)):
-            table.add_row(escape(prediction.question) if place == 0 else "", escape(name), f"{value:.3f}")
-        table.add_section()
-    console.print(table)
+    """Print predicted distributions, a row an option and a table for each kind of prediction."""
+    for (question, option, share), alike in itertools.groupby(predictions, lambda prediction: prediction.titles):
+        table = Table()
+        table.add_column(question, ratio=3)
+        table.add_column(option, ratio=2)
+        table.add_column(share, justify="right")
+        for prediction in alike:
+            for place, (name, value) in enumerate(zip(prediction.options, prediction.shares, strict=True)):
+                table.add_row(escape(prediction.question) if place == 0 else "", escape(name), f"{value:.3f}")
+            table.add_section()
+        console.print(table)
 
 
 def show_texts(console: Console, texts: Sequence[Text]) -> None:

@@ -17,9 +17,11 @@ from fedalign.errors import UserError
 from fedalign.methods.base import Method, Phase, Setting
 from fedalign.methods.collapse import Collapse
 from fedalign.methods.em import EMPhase
+from fedalign.methods.fairness import Mixing, NoMixture
 from fedalign.methods.local_training import LocalTraining
 from fedalign.methods.ranking_folds import Folds
 from fedalign.methods.ranking_phase import ACCURACY, LIKELIHOOD, RankingEvaluation
+from fedalign.methods.single_policy import NoSingle, Single
 from fedalign.methods.start_phase import Signatures, StartPhase
 from fedalign.methods.text_lengths import Lengths
 from fedalign.methods.type_adapters import AdapterTypes
@@ -64,6 +66,10 @@ class EMDPO(Method):
         Of language models: how many tokens are read.
     local : LocalTraining
     collapse : Collapse
+    fair : Mixing
+        What becomes of the types for those of whom nothing is known: MMRA, and what it is compared with.
+    single : Single
+        One network in place of the mixture.
     evaluation : RankingEvaluation
     """
 
@@ -85,6 +91,8 @@ class EMDPO(Method):
     lengths: Lengths
     local: LocalTraining
     collapse: Collapse
+    fair: Mixing
+    single: Single
     evaluation: RankingEvaluation
 
     def __post_init__(self) -> None:
@@ -98,6 +106,12 @@ class EMDPO(Method):
         if self.assignment.reads_likelihood:
             self.start.check_types(self.types)
 
+        if isinstance(self.fair, NoMixture) and not isinstance(self.single, NoSingle):
+            raise UserError(
+                f"method/single={type(self.single).__name__}: there is no mixture to make one network of; set "
+                "method/fair=regret, utility or shares"
+            )
+
     @property
     def headline(self) -> str:
         """Accuracy on the training annotators' held-out judgments."""
@@ -109,12 +123,23 @@ class EMDPO(Method):
         return f"train/{LIKELIHOOD}"
 
     def phases(self, setting: Setting) -> Sequence[Phase[Any]]:
-        """Return the start, where it asks clients, and EM."""
-        model = self._model(setting)
+        """Return the start, where it asks clients, EM, and what makes one policy of the types."""
+        if setting.private and self.weight != "uniform":
+            raise UserError(
+                f"method.weight={self.weight}: a private sum counts clients the same, and what types are divided by "
+                "must agree with that; set method.weight=uniform"
+            )
+        return self.type_phases(setting, self._model(setting))
+
+    def type_phases(self, setting: Setting, model: TypeModel) -> Sequence[Phase[Any]]:
+        """Return the phases that types come from; the last, a RankingPhase called as EM is, leaves them."""
         clustered = isinstance(self.start, ClusteredStart) and self.types > 1
         signatures = Signatures(self.start, model) if clustered else None  # type: ignore[arg-type]
         start = [] if signatures is None else [StartPhase(signatures, self.types)]
-        return [*start, EMPhase(self, setting, model, signatures)]
+        em = EMPhase(self, setting, model, signatures)
+        mixtures = self.fair.phases(self, em)
+        singles = [phase for mixture in mixtures for phase in self.single.phases(mixture)]
+        return [*start, em, *mixtures, *singles]
 
     def _model(self, setting: Setting) -> TypeModel:
         if isinstance(setting.model, LanguageModelSpec):

@@ -170,6 +170,6 @@ class GroupRobustDPO(EMDPO):
             raise UserError(f"method={self.name} trains one policy, method.types={self.types}; set method.types=1")
         super().__post_init__()
 
-    def phases(self, setting: Setting) -> Sequence[Phase[Any]]:
+    def type_phases(self, setting: Setting, model: TypeModel) -> Sequence[Phase[Any]]:
         """Return the one phase."""
-        return [GroupRobustPhase(self, setting, self._model(setting))]
+        return [GroupRobustPhase(self, setting, model)]

@@ -120,7 +120,7 @@ class AdapterTypes(TypeModel):
         return self.writer.log_probability(part, None), part.response_mask.sum(1)
 
     def _parts(self, tokens: ResponseBatch, rows: Tensor) -> Iterator[ResponseBatch]:
-        for part in rows.split(_ROWS):
+        for part in torch.split(rows, _ROWS):
             yield _moved(rows_of(tokens, part), self.policy.device)
 
     def _encoded(self, shard: RankingShard) -> _Texts:
@@ -130,7 +130,7 @@ class AdapterTypes(TypeModel):
 
     @torch.no_grad()
     def _encode(self, shard: RankingShard) -> _Texts:
-        """Return a shard's texts, always worked out in the same batches, which reach the last bits of what they hold."""
+        """Return a shard's texts, always worked out in the same batches, which reach its last bits."""
         row = torch.full(shard.tiers.shape, -1)
         prompts: list[str] = []
         responses: list[str] = []

@@ -211,9 +211,8 @@ class ChosenEMDPO(EMDPO):
             )
         super().__post_init__()
 
-    def phases(self, setting: Setting) -> Sequence[Phase[Any]]:
+    def type_phases(self, setting: Setting, model: TypeModel) -> Sequence[Phase[Any]]:
         """Return start and EM for each number, and the choice."""
-        model = self._model(setting)
         # One for all: signatures do not depend on the number of types.
         signatures = Signatures(self.start, model) if isinstance(self.start, ClusteredStart) else None
         before: list[Phase[Any]] = []

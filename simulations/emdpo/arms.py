@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from fedalign.data.ranking_forms import Form
+from simulations.emdpo.tuning import GRID, SEARCHED, TUNING_SEED, place_of
 from simulations.privacy.arms import replaced
 
-FORMS: Mapping[str, tuple[str, ...]] = {
+FORMS: Mapping[Form, tuple[str, ...]] = {
     "pair": ("data.form=pair", "data.responses=2"),
     "best": ("data.form=best", "data.responses=3"),
     "full": ("data.form=full", "data.responses=3"),
@@ -145,7 +147,7 @@ def _federated() -> tuple[Arm, ...]:
     )
 
 
-OBSERVED: Mapping[str, tuple[str, str, int]] = {
+OBSERVED: Mapping[str, tuple[str, Form, int]] = {
     "pair": ("one pair", "pair", 1),
     "pairs": ("two pairs of one annotator", "pair", 2),
     "best": ("one best of three", "best", 1),
@@ -176,9 +178,7 @@ def _identifiability() -> tuple[Arm, ...]:
                     "federation.rounds=40",
                     "federation.evaluate_every=40",
                 )
-                arms.append(
-                    Arm(f"{seen}_b{gap}_k{types}", f"{label}, K={types}", replaced((*_LINEAR, *_CENTRAL), own))
-                )
+                arms.append(Arm(f"{seen}_b{gap}_k{types}", f"{label}, K={types}", replaced((*_LINEAR, *_CENTRAL), own)))
     return tuple(arms)
 
 
@@ -207,12 +207,13 @@ _REAL = (
     "method.evaluation.judgments=null",
     "method.local.schedule=constant",
     "federation=fedavg",
+    "federation.rounds=15",
     "federation.checkpoint_every=1000",
 )
 CHOSEN: Mapping[str, Mapping[int, tuple[str, ...]]] = {
-    source: {types: ("method.local.lr=0.5", "federation.rounds=40") for types in TYPES} for source in REAL
+    source: dict.fromkeys(TYPES, ("method.local.lr=100",)) for source in REAL
 }
-"""Learning rate and rounds of each source and number of types, chosen on judgments held out of training (README)."""
+"""Learning rate for each source and number of types, chosen on judgments held out of training (README)."""
 
 
 def real_overrides(source: str, types: int) -> tuple[str, ...]:
@@ -228,12 +229,22 @@ def _real() -> tuple[Arm, ...]:
     )
 
 
+def _tuning() -> tuple[Arm, ...]:
+    return tuple(
+        Arm(place_of(source, types, number), f"K={types}, {', '.join(point)}", (*real_overrides(source, types), *point))
+        for source in REAL
+        for types in SEARCHED
+        for number, point in enumerate(GRID)
+    )
+
+
 EXPERIMENTS: Mapping[str, Experiment] = {
     each.name: each
     for each in (
         Experiment("toy", _toy(), (0, 1, 2, 3), ("bayes",)),
         Experiment("federated", _federated(), (0, 1, 2, 3), ("bayes",)),
         Experiment("identifiability", _identifiability(), (0, 1, 2, 3, 4), ("fresh",)),
+        Experiment("tuning", _tuning(), (TUNING_SEED,)),
         Experiment("real", _real(), (0, 1, 2, 3, 4), ("people",)),
     )
 }

@@ -1,6 +1,6 @@
 """Run the experiments on EM-DPO, one process and one thread, and write their results.
 
-python -m simulations.emdpo.run --experiment toy,federated,identifiability,real|all [--data DIR] [--seeds 0,1] [--arms ...]
+python -m simulations.emdpo.run --experiment all|toy,federated,... [--data DIR] [--seeds 0,1] [--arms soft_8,...]
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class Finished:
 
 
 def opened(path: Path, seed: int = 0) -> Finished:
-    """Return a finished run beside its data, or beside the data that another seed draws: the run's own plus ``seed``."""
+    """Return a finished run beside its data, or beside those of its own seed plus ``seed``."""
     directory = RunDirectory.open(path)
     resolved: dict[str, Any] = dict(directory.read_config())
     resolved["seed"] = int(resolved["seed"]) + seed

@@ -28,8 +28,8 @@ TYPES = {"a": torch.tensor([2.0, 0.0, 0.5]), "b": torch.tensor([-2.0, 1.0, 0.5])
 """What true types find of a feature."""
 
 SMALL = (
-    "method=emdpo",
     "model=linear_utility",
+    "method/fair=none",
     "method.types=2",
     "method.batch=null",
     "method.folds.assess=null",
@@ -49,9 +49,11 @@ WORDS = ("the film", "good fine", "bad dull plot", "it was very bright", "actor"
 
 @functools.cache
 def settings(*overrides: str) -> RunConfig:
-    """Return the small configuration under some overrides; types start at random unless told otherwise."""
-    start = () if any(o.startswith("method/start") for o in overrides) else RANDOM
-    return parse(resolve([*SMALL, *start, *overrides]))
+    """Return the small configuration of a method, ``emdpo`` unless told, which starts at random unless told."""
+    arm = next((o for o in overrides if o.startswith("method=")), None)
+    start = () if arm or any(o.startswith("method/start") for o in overrides) else RANDOM
+    small = [o for o in SMALL if arm is None or not o.startswith("method.types")]
+    return parse(resolve([arm or "method=emdpo", *small, *start, *overrides]))
 
 
 def phases(*overrides: str, rounds: int = 4, private: bool = False) -> list[Phase[RankingShard]]:
@@ -102,7 +104,9 @@ def shard(
 
     The test judgments of each are its last.
     """
-    parts = [_judged(name, kind or "a", judgments + test, responses, menus) for name, kind in zip(people, types, strict=True)]
+    parts = [
+        _judged(name, kind or "a", judgments + test, responses, menus) for name, kind in zip(people, types, strict=True)
+    ]
     each = judgments + test
     owner = torch.arange(len(people)).repeat_interleave(each)
     train = (torch.arange(len(owner)) % each) < judgments

@@ -12,6 +12,7 @@ from fedalign.methods.policy_writer import Written
 from fedalign.methods.text_policies import Writing, policy_rewards, type_policies, worst_regrets
 from fedalign.methods.type_adapters import AdapterTypes
 from fedalign.methods.type_model import type_of
+from fedalign.methods.type_rewards import text_rewards
 from tests.language_models import random_model
 from tests.methods.type_worlds import PROMPTS, WRITING, adapters
 
@@ -49,6 +50,7 @@ def test_every_text_is_that_of_the_type_that_was_drawn(types: Types) -> None:
         own = policy.write([prompts[i] for i in rows], WRITING, again)
         assert [found[i] for i in rows] == responses(own)
         assert [texts[i] for i in rows] == own.texts
+    assert len(written.tokens.response_mask.argmax(1).unique()) == 1  # type: ignore[no-untyped-call]
     # Every prompt stands before its own text.
     ids, mask = model.codec.prompts(prompts, 8)
     before = written.tokens.attention_mask.bool() & ~written.tokens.response_mask.bool()
@@ -104,13 +106,22 @@ def test_rewards_are_log_ratios_of_the_tokens_that_were_drawn(types: Types) -> N
     torch.testing.assert_close(found, each.double().mean(1), atol=1e-5, rtol=1e-5)
 
 
+def test_columns_of_the_matrix_are_policies_and_rows_the_types_that_judge(types: Types) -> None:
+    model, state = types
+    matrix, again = text_rewards(model, state, PROMPTS, WRITING, generator(6)), generator(6)
+    for number, policy in enumerate(type_policies(model, state)):
+        torch.testing.assert_close(
+            matrix[:, number], policy_rewards(model, state, policy, PROMPTS, WRITING, again), atol=1e-5, rtol=1e-5
+        )
+    assert not torch.allclose(matrix, matrix.T)
+
+
 def test_own_reward_estimates_the_divergence_from_the_reference(types: Types) -> None:
     model, state = types
     writing = Writing(samples=200, max_new_tokens=4, temperature=1.0, batch=200)
     policy = type_policies(model, state)[0]
     found = float(policy_rewards(model, state, policy, PROMPTS[:2], writing, generator())[0])
     tokens = policy.write(PROMPTS[:2] * 200, writing, generator(1)).tokens
-    each = model.writer.divergence(tokens, None)
     model.load(type_of(state, 0))
     each = model.writer.divergence(tokens, None)
     ratio = policy.log_probability(tokens) - model.writer.reference_log_probability(tokens)

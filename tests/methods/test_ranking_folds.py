@@ -21,7 +21,10 @@ def as_set(index: Tensor) -> set[int]:
 
 
 @given(
-    judgments=st.integers(2, 9), people=st.integers(1, 3), validation=st.sampled_from([0.0, 0.1, 0.34]), seed=st.integers(0, 9)
+    judgments=st.integers(2, 9),
+    people=st.integers(1, 3),
+    validation=st.sampled_from([0.0, 0.1, 0.34]),
+    seed=st.integers(0, 9),
 )
 def test_the_folds_are_a_partition_by_annotator_and_swap_by_round(
     judgments: int, people: int, validation: float, seed: int

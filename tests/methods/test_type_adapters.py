@@ -51,9 +51,14 @@ def moved(model: AdapterTypes, scale: float = 0.3) -> State:
     return {name: tensor + scale * torch.randn(tensor.shape, generator=generator) for name, tensor in fresh.items()}
 
 
+def pretrained(folder: Path) -> Any:
+    """Return the frozen model; transformers reads it in evaluation mode."""
+    return AutoModelForCausalLM.from_pretrained(folder)
+
+
 def merged(folder: Path, parameters: State) -> Any:
     """Return the frozen model with the adapter added to its matrices by hand."""
-    network = AutoModelForCausalLM.from_pretrained(folder).eval()
+    network = pretrained(folder)
     for name, factor in parameters.items():
         if "lora_B" not in name:
             continue
@@ -82,7 +87,7 @@ def test_utilities_are_what_transformers_gives_by_hand(folder: Path, model: Adap
     index = torch.tensor([5, 2, 0])
     with torch.no_grad():
         found = model.utilities(client, index)
-    frozen, policy = AutoModelForCausalLM.from_pretrained(folder).eval(), merged(folder, parameters)
+    frozen, policy = pretrained(folder), merged(folder, parameters)
     assert found.likelihood is not None
     for row, judgment in enumerate(index.tolist()):
         menu = client.responses[judgment]

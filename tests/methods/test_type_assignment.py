@@ -27,7 +27,10 @@ LIKELY = torch.tensor([[-1.0, -2.0, -0.5, -0.1, -3.0], [-0.5, -0.3, -2.0, -1.0, 
 
 
 def evidence(
-    likely: Tensor = LIKELY, prior: tuple[float, ...] = (0.5, 0.3, 0.2), number: int = 11, clusters: Tensor | None = None
+    likely: Tensor = LIKELY,
+    prior: tuple[float, ...] = (0.5, 0.3, 0.2),
+    number: int = 11,
+    clusters: Tensor | None = None,
 ) -> Evidence:
     return Evidence(likely, OWNER, torch.tensor(prior).log(), number, clusters, ("x", "y"))
 
@@ -92,7 +95,9 @@ def test_clusters_and_known_types_are_one_hot() -> None:
     told = Evidence(none, OWNER[:0], torch.ones(3).log(), 1, torch.tensor([2, 0]), ("x", "y"))
     assert Clusters().annotators(told).tolist() == [[0, 1], [0, 0], [1, 0]]
     assert KnownTypes(("y", "z", "x")).annotators(told).tolist() == [[0, 1], [0, 0], [1, 0]]
-    assert Together().annotators(Evidence(none[:1], OWNER[:0], torch.zeros(1), 1, None, ("x", "y"))).tolist() == [[1, 1]]
+    assert Together().annotators(Evidence(none[:1], OWNER[:0], torch.zeros(1), 1, None, ("x", "y"))).tolist() == [
+        [1, 1]
+    ]
 
 
 @pytest.mark.parametrize(

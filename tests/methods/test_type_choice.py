@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import pytest
@@ -44,6 +45,7 @@ SMALL = (
 )
 
 
+@functools.cache
 def chosen(*overrides: str) -> ChosenEMDPO:
     """Return a method."""
     method = parse(resolve([*SMALL, *overrides])).method

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fedalign.contribution import State
+from fedalign.data.rankings import RankingShard
 from fedalign.errors import UserError
 from fedalign.methods.type_heads import HeadTypes
 from fedalign.methods.type_model import TypeModel, type_of
 from fedalign.methods.type_start import ClusteredStart, DeltaStart, EqualStart, ProbeStart, RandomStart, borda, shaken
 from fedalign.models.utility import LinearUtility
-from fedalign.data.rankings import RankingShard
 from fedalign.objectives.plackett_luce import orders_of, ranking_log_likelihood
 from fedalign.rng import Streams
 
