@@ -89,14 +89,7 @@ def write_types(run: OpenedRun, request: TextRequest) -> list[TypeText]:
     _check(request)
     typed = TypedRun.of(run)
     policies = _policies(run, typed)
-    writing = Writing(
-        samples=1,
-        max_new_tokens=typed.phase.method.lengths.response
-        if request.max_new_tokens is None
-        else request.max_new_tokens,
-        temperature=1.0 if request.temperature is None else request.temperature,
-        batch=len(request.prompts),
-    )
+    writing = _writing(typed, request)
     seed = run.config.seed if request.seed is None else request.seed
     columns: list[list[TypeText]] = []
     for preference in dict.fromkeys(request.preferences or (_for_everybody(policies),)):

@@ -105,11 +105,12 @@ def em_of(run: OpenedRun) -> EMPhase:
 
 def posterior_by_hand() -> np.ndarray[Any, Any]:
     """Return the posterior after ``JUDGED``, choice by choice."""
-    u = np.array([[weight @ np.array(item) for item in ITEMS.values()] for weight in UTILITIES])
+    u = UTILITIES @ np.array(list(ITEMS.values())).T
     chosen = [(1, (0, 1, 2)), (2, (0, 2)), (1, (0, 1)), (2, (0, 1, 2))]
     logs = sum(u[:, best] - np.log(np.exp(u[:, list(among)]).sum(1)) for best, among in chosen)
-    weights: np.ndarray[Any, Any] = SHARES * np.exp(logs)
-    return weights / weights.sum()
+    weights = SHARES * np.exp(logs)
+    found: np.ndarray[Any, Any] = weights / weights.sum()
+    return found
 
 
 def best_by_hand(posterior: np.ndarray[Any, Any], menu: Sequence[str]) -> dict[str, float]:
@@ -162,7 +163,8 @@ def test_csv_is_read_too(tmp_path: Path, write_file: Write) -> None:
 def test_a_menu_of_nulls_is_asked_and_what_was_judged_is_cleaned(write_file: Write) -> None:
     nulls = {**ASKED[0], "ranks": [None] * 3}
     tied = {**JUDGED[0], "prompt": "Menu 6", "ranks": [1, 1, 1]}
-    known, asked = read_annotator(write_file([*JUDGED, JUDGED[0], tied, nulls]))
+    held_out = {**JUDGED[0], "split": "test"}
+    known, asked = read_annotator(write_file([held_out, *JUDGED[1:], JUDGED[0], tied, nulls]))
     assert [(r.prompt, r.split) for r in known] == [(row["prompt"], "train") for row in JUDGED]
     assert [(r.prompt, r.tiers) for r in asked] == [("Menu 4", (0, 0, 0))]
 
@@ -284,7 +286,7 @@ def test_everybody_is_served_by_the_mixture_or_what_stands_for_it(writers: Opene
 
 
 def test_an_annotator_is_served_by_its_likeliest_type(writers: OpenedRun, write_file: Write) -> None:
-    first = {"prompt": "the film was", "responses": ["good fine", "bad dull plot"], "ranks": [1, 2]}
+    first = {"prompt": "the film was", "responses": ["good", "bad"], "ranks": [1, 2]}
     by_rank = []
     for ranks in ([1, 2], [2, 1]):
         path = write_file([{**first, "prompt": p, "ranks": ranks} for p in ASK.prompts])
@@ -300,6 +302,12 @@ def test_an_annotator_is_served_by_its_likeliest_type(writers: OpenedRun, write_
     nobody = write_types(writers, replace(ASK, preferences=(write_file([{**first, "ranks": None}]).name,)))
     assert {text.label for text in nobody} == {"judgments.jsonl (shares)"}
     assert "posterior" not in nobody[0].to_json()
+
+
+def test_one_policy_for_all_writes_alone(model: Path) -> None:
+    one = opened(("method=dpo", *FILMS[3:], "encoder.size=16", "model=gpt2_lora", f"model.model={model}",
+                  "method.lengths.prompt=8", "method.lengths.response=6"), {PRIOR: torch.ones(1)})  # fmt: skip
+    assert {text.label for text in write_types(one, ASK)} == {"type-0"}
 
 
 def test_temperature_seed_and_length_are_heard(writers: OpenedRun) -> None:

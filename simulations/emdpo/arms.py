@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fedalign.data.ranking_forms import Form
-from simulations.emdpo.tuning import GRID, SEARCHED, TUNING_SEED, place_of
+from simulations.emdpo.tuning import GRID, SEARCHED, SOURCES, TUNING_SEED, place_of
 from simulations.privacy.arms import replaced
 
 FORMS: Mapping[Form, tuple[str, ...]] = {
@@ -133,7 +133,10 @@ VARIANTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
     "steps_20": ("20 local steps", ("method.local.steps=20",)),
-    "everybody": ("everybody in every round", ("federation.sampler.fraction=1.0",)),
+    "everybody": (
+        "everybody in every round, 30 rounds",
+        ("federation.sampler.fraction=1.0", "federation.rounds=30", "federation.evaluate_every=30"),
+    ),
 }
 """What the federated toy is varied in: label and overrides."""
 FEDERATED_JUDGMENTS = (4, 8)
@@ -184,8 +187,10 @@ def _identifiability() -> tuple[Arm, ...]:
 
 DATA = "{data}"
 """What stands for the folder of real data in overrides."""
+_E2E = ("data=e2e_rankings", f"data.path={DATA}/e2e_rankings/e2e_rankings.jsonl.gz")
 REAL: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "e2e": ("E2E NLG", ("data=e2e_rankings", f"data.path={DATA}/e2e_rankings/e2e_rankings.jsonl.gz")),
+    "e2e": ("E2E NLG", _E2E),
+    "quality": ("E2E NLG, the criterion quality alone", (*_E2E, "data.criteria=[quality]")),
     "llmfao": ("LLMFAO", ("data=llmfao_rankings", f"data.path={DATA}/llmfao")),
 }
 """Real annotators: label and source."""
@@ -211,7 +216,8 @@ _REAL = (
     "federation.checkpoint_every=1000",
 )
 CHOSEN: Mapping[str, Mapping[int, tuple[str, ...]]] = {
-    source: dict.fromkeys(TYPES, ("method.local.lr=100",)) for source in REAL
+    **{source: dict.fromkeys(TYPES, ("method.local.lr=100",)) for source in REAL},
+    "llmfao": {**dict.fromkeys(TYPES, ("method.local.lr=100",)), 1: ("method.local.lr=30",)},
 }
 """Learning rate for each source and number of types, chosen on judgments held out of training (README)."""
 
@@ -232,7 +238,7 @@ def _real() -> tuple[Arm, ...]:
 def _tuning() -> tuple[Arm, ...]:
     return tuple(
         Arm(place_of(source, types, number), f"K={types}, {', '.join(point)}", (*real_overrides(source, types), *point))
-        for source in REAL
+        for source in SOURCES
         for types in SEARCHED
         for number, point in enumerate(GRID)
     )
@@ -245,7 +251,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         Experiment("federated", _federated(), (0, 1, 2, 3), ("bayes",)),
         Experiment("identifiability", _identifiability(), (0, 1, 2, 3, 4), ("fresh",)),
         Experiment("tuning", _tuning(), (TUNING_SEED,)),
-        Experiment("real", _real(), (0, 1, 2, 3, 4), ("people",)),
+        Experiment("real", _real(), (0, 1, 2, 3, 4), ("people", "alike")),
     )
 }
 

@@ -41,6 +41,8 @@ def read_run(directory: Path) -> SeedResult:
     kept = {name: summary["metrics"][name] for name in KEPT if name in summary["metrics"]}
     extra = directory / EXTRA
     kept |= json.loads(extra.read_text()) if extra.is_file() else {}
+    if summary["privacy"] and summary["privacy"]["epsilon"] is not None:
+        kept["epsilon"] = summary["privacy"]["epsilon"]
     rounded = {name: round(value, 6) for name, value in kept.items()}
     return SeedResult(rounded, round(summary["timing"]["total_s"], 1))
 

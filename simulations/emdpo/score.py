@@ -17,7 +17,7 @@ from fedalign.data.linear_rankings import LinearRankings, type_name
 from fedalign.data.rankings import RankingShard
 from fedalign.federation.site import Site
 from fedalign.methods.em import EMPhase
-from fedalign.methods.type_model import PRIOR
+from fedalign.methods.type_model import PRIOR, all_utilities
 from fedalign.model_files import load_model
 from fedalign.objectives.em import mixture_log_likelihood, per_annotator
 from fedalign.objectives.plackett_luce import ranking_log_likelihood
@@ -117,4 +117,35 @@ def people(path: Path) -> dict[str, float]:
     return found
 
 
-SCORES: Mapping[str, Callable[[Path], dict[str, float]]] = {"bayes": bayes, "fresh": fresh, "people": people}
+def alike(path: Path) -> dict[str, float]:
+    """Return how alike types are on held-out menus: in what they prefer, and in how firmly they do.
+
+    Utilities are taken less their menu's mean. ``alike_correlation`` is the mean correlation of two types, and
+    ``alike_spread`` the least root mean square over the largest: types of equal taste of which one answers at random
+    would have a high correlation or a low spread, or both.
+    """
+    run = opened(path)
+    centred = []
+    for shard in run.shards():
+        found = all_utilities(run.phase.model, run.state, shard, shard.test).double()
+        there = (shard.tiers[shard.test] >= 0).expand_as(found)
+        mean = (found * there).sum(-1, keepdim=True) / there.sum(-1, keepdim=True)
+        centred.append((found - mean)[there].reshape(len(found), -1))
+    values = torch.cat(centred, 1)
+    if len(values) == 1:
+        return {}
+    products = values @ values.T
+    sizes = products.diag().sqrt()
+    apart = ~torch.eye(len(values), dtype=torch.bool)
+    return {
+        "alike_correlation": float((products / sizes[:, None] / sizes)[apart].mean()),
+        "alike_spread": float(sizes.min() / sizes.max()),
+    }
+
+
+SCORES: Mapping[str, Callable[[Path], dict[str, float]]] = {
+    "bayes": bayes,
+    "fresh": fresh,
+    "people": people,
+    "alike": alike,
+}

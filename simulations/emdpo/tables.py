@@ -132,13 +132,19 @@ def real(found: Results, source: str) -> str:
                     "–" if own is None else f"{own.mean:+.4f} [{own.low:+.4f}, {own.high:+.4f}]",
                     _mean(found, arm, "test/accuracy"),
                     _mean(found, arm, "test/largest_type_share"),
+                    _mean(found, arm, "alike_correlation", ".2f"),
+                    _mean(found, arm, "alike_spread", ".2f"),
                 ],
             )
         )
     rows.append(
-        ("chance", ["–", _mean(found, f"{source}_k1", "test/log_likelihood_chance", ".4f"), "–", "–", "0.500", "–"])
+        (
+            "chance",
+            ["–", _mean(found, f"{source}_k1", "test/log_likelihood_chance", ".4f"), *["–"] * 2, "0.500", *["–"] * 3],
+        )
     )
-    header = ["", "validation", "held-out", "− K=1, over seeds", "− K=1, over annotators", "accuracy", "largest type"]
+    header = ["", "validation", "held-out", "− K=1, over seeds", "− K=1, over annotators"]
+    header += ["accuracy", "largest type", "correlation of types", "spread"]
     return _table(header, rows)
 
 

@@ -40,14 +40,19 @@ from simulations.records import to_json
 FOLDER = Path(__file__).resolve().parents[2] / "simulations" / "emdpo"
 
 
+COMPARED = {
+    "toy": ("pair_1", "pair_8", "best_1", "full_1"),
+    "federated": tuple(f"{name}_8" for name in VARIANTS),
+    "real": ("e2e_k1", "e2e_k2", "e2e_k4", "llmfao_k1", "llmfao_k2"),
+}
+
+
 @pytest.fixture(scope="module")
 def configs() -> dict[str, RunConfig]:
     return {
         f"{name}/{arm.name}": parse(resolve([*overrides(arm, "folder")]))
-        for name in ("toy", "federated", "identifiability", "real")
-        for arm in EXPERIMENTS[name].arms
-        # A silo's judgments and gaps only change numbers: one of each is enough.
-        if not arm.name.endswith(("_2", "_16", "_k3", "_b2_k2", "_b3_k2"))
+        for name, compared in COMPARED.items()
+        for arm in chosen(EXPERIMENTS[name], compared)
     }
 
 
