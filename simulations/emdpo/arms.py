@@ -18,7 +18,7 @@ FORMS: Mapping[Form, tuple[str, ...]] = {
 FORM_LABELS = {"pair": "pairs", "best": "best of 3", "full": "full rank of 3"}
 JUDGMENTS = (1, 2, 4, 8, 16)
 """Training judgments of each annotator in the toy."""
-GAPS = (1, 2, 3)
+GAPS = (1, 3)
 """b: how much one type finds the first item better than the second, and the second than the third."""
 TYPES = (1, 2, 3, 4)
 """Numbers of types on real annotators."""
@@ -154,7 +154,6 @@ OBSERVED: Mapping[str, tuple[str, Form, int]] = {
     "pair": ("one pair", "pair", 1),
     "pairs": ("two pairs of one annotator", "pair", 2),
     "best": ("one best of three", "best", 1),
-    "full": ("one full rank of three", "full", 1),
 }
 """What is seen of each annotator: label, form, and how many judgments."""
 
@@ -172,14 +171,15 @@ def _identifiability() -> tuple[Arm, ...]:
                     *FORMS[form],
                     *world,
                     f"data.train_judgments={judgments}",
-                    "data.annotators=2000",
+                    "data.annotators=1000",
                     "data.dimension=1",
                     "encoder.size=1",
                     "data.test_judgments=1",
                     f"method.types={types}",
                     f"method.folds.assess={judgments}",
-                    "federation.rounds=40",
-                    "federation.evaluate_every=40",
+                    "method.assignment.temper=1",
+                    "federation.rounds=30",
+                    "federation.evaluate_every=30",
                 )
                 arms.append(Arm(f"{seen}_b{gap}_k{types}", f"{label}, K={types}", replaced((*_LINEAR, *_CENTRAL), own)))
     return tuple(arms)

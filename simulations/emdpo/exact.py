@@ -57,7 +57,8 @@ def divergence(form: Form, judgments: int, gap: float) -> float:
         for answers in product(*(_answers(form, menu) for menu in seen)):
             one, other = mixed(seen, answers, gap), mixed(seen, answers, 0.0)
             total += one * math.log(one / other)
-    return total / float(len(menus) ** judgments) / judgments
+    # Rounding can leave a divergence of nothing just below 0.
+    return max(0.0, total / float(len(menus) ** judgments) / judgments)
 
 
 def middle_first(gap: float) -> float:
