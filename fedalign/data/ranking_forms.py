@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+from collections import Counter
 from typing import Literal
 
 import numpy as np
@@ -15,6 +17,9 @@ Form = Literal["pair", "best", "full", "top"]
 
 Tiers = tuple[int, ...]
 """Tier of each response; 0 is best, without gaps."""
+
+MOST_ORDERS = 5040
+"""Most orders that a judgment may agree with, since each is a term of its likelihood: those of seven that tie."""
 
 
 def check_form(form: Form, responses: int, top: int | None) -> None:
@@ -114,4 +119,20 @@ def says_something(tiers: Tiers) -> bool:
     return max(tiers) > 0
 
 
-__all__ = ["Form", "Tiers", "check_form", "drawn_tiers", "says_something", "told", "with_ties"]
+def agreeing_orders(tiers: Tiers) -> int:
+    """Return how many orders of the responses agree with a judgment, but for those that only permute its last tier."""
+    sizes = Counter(tiers)
+    return math.prod(math.factorial(size) for tier, size in sizes.items() if tier < max(tiers))
+
+
+__all__ = [
+    "MOST_ORDERS",
+    "Form",
+    "Tiers",
+    "agreeing_orders",
+    "check_form",
+    "drawn_tiers",
+    "says_something",
+    "told",
+    "with_ties",
+]

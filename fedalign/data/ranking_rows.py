@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedalign.data.pair_rows import split_of
+from fedalign.data.ranking_forms import MOST_ORDERS, agreeing_orders
 from fedalign.data.rankings import Ranking, RankingSet, Split
 from fedalign.errors import UserError
 
@@ -71,6 +72,7 @@ def clean_rankings(
     responses_repeated the same response, but for white space at the ends, has two ranks
     unranked           no response that is left has a rank
     all_tied           all responses that are left tie
+    ties_many          more than ``MOST_ORDERS`` orders agree: eight tie above the last tier, say
     judgment_repeated  the same judgment by the same annotator (or by nobody known), after the first
     ================== ================================================================================
 
@@ -101,7 +103,7 @@ def clean_rankings(
         responses = tuple(response for response, _ in ranked)
         tiers = tiers_of([rank for _, rank in ranked])
         key = (row.annotator, row.group, row.prompt, frozenset(zip(responses, tiers, strict=True)))
-        reason = _reason_to_drop(row, ranked) or ("judgment_repeated" if key in seen else None)
+        reason = _reason_to_drop(row, ranked, tiers) or ("judgment_repeated" if key in seen else None)
         if reason is not None:
             counts[reason] += 1
             continue
@@ -129,7 +131,7 @@ def _usable(row: RankingRow, counts: Counter[str]) -> list[tuple[str, float | No
     return [(response, rank) for (_, rank), response in kept.items()]
 
 
-def _reason_to_drop(row: RankingRow, ranked: Sequence[tuple[str, float | None]]) -> str | None:
+def _reason_to_drop(row: RankingRow, ranked: Sequence[tuple[str, float | None]], tiers: tuple[int, ...]) -> str | None:
     if not row.prompt.strip():
         return "prompt_empty"
     if len(ranked) < 2:
@@ -139,4 +141,6 @@ def _reason_to_drop(row: RankingRow, ranked: Sequence[tuple[str, float | None]])
     ranks = {rank for _, rank in ranked}
     if ranks == {None}:
         return "unranked"
-    return "all_tied" if len(ranks) == 1 else None
+    if len(ranks) == 1:
+        return "all_tied"
+    return "ties_many" if agreeing_orders(tiers) > MOST_ORDERS else None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fedalign.data.ranking_forms import Tiers, says_something
+from fedalign.data.ranking_forms import MOST_ORDERS, Tiers, agreeing_orders, says_something
 from fedalign.data.rankings import Menu, Ranking, RankingSet
 
 
@@ -48,7 +49,7 @@ def world_set(
     probe: Sequence[Menu],
     answers: Mapping[str, Sequence[Tiers]],
 ) -> RankingSet:
-    """Return a world's set; judgments in which all responses tie are dropped and counted as ``all_tied``.
+    """Return a world's set, without judgments in which all responses tie (``all_tied``) or too many do (``ties_many``).
 
     Parameters
     ----------
@@ -58,6 +59,7 @@ def world_set(
     probe : sequence of Menu
     answers : mapping from annotator to tiers of each menu of the probe
     """
-    rankings = [ranking for ranking in judged if says_something(ranking.tiers)]
-    tied = len(judged) - len(rankings)
-    return RankingSet(rankings, {"all_tied": tied} if tied else {}, types, probe, answers)
+    told = [ranking for ranking in judged if says_something(ranking.tiers)]
+    rankings = [ranking for ranking in told if agreeing_orders(ranking.tiers) <= MOST_ORDERS]
+    dropped = Counter(all_tied=len(judged) - len(told), ties_many=len(told) - len(rankings))
+    return RankingSet(rankings, dict(+dropped), types, probe, answers)

@@ -39,6 +39,8 @@ MASS, SHARES = "em/mass", "em/shares"
 """Names of sums: what judgments weigh in each type (N_k), and posteriors of annotators (G_k), each of shape (K,)."""
 
 _ROUND, _SEED = "em/round", "em/seed"
+_LATE = 1 << 30
+"""A round in which nothing is tempered any more, however long that takes."""
 
 
 class EMPhase(RankingPhase):
@@ -64,8 +66,10 @@ class EMPhase(RankingPhase):
             self._clustered = setting.rounds if method.assignment.needs_clusters else signatures.start.rounds
 
     def check(self, shard: RankingShard) -> None:
-        """Refuse annotators with too few judgments to be divided."""
+        """Refuse responses that types cannot read, and annotators with too few judgments to be divided."""
+        self.model.check(shard)
         self.method.folds.check(shard)
+        self.method.assignment.check_people(shard.types)
 
     def initial(self, streams: Streams, artefacts: Artefacts) -> State:
         """Return the types where they begin, equal shares, and the clusters of the start."""
@@ -113,6 +117,9 @@ class EMPhase(RankingPhase):
         for name, value in total.tensors.items():
             if name.startswith(DELTA):
                 number = int(name.removeprefix(DELTA).split(".")[1])
+                # A type that nobody trained stays where it is, also where sums have a place for everything.
+                if float(mass[number]) <= 0:
+                    continue
                 # Not by less than this: a type that hardly anybody has would follow the noise on its few.
                 mean[name.removeprefix(DELTA)] = value.double() / mass[number].clamp(min=self.method.least_mass)
         told = total.tensors[SHARES].double().clamp(min=0)
@@ -142,7 +149,7 @@ class EMPhase(RankingPhase):
         if assignment.needs_clusters and shard.role is Role.UNSEEN:
             return self.posteriors(state, shard, index)
         found = self.log_likelihoods(state, shard, index) if assignment.reads_likelihood else None
-        return self._shares(state, shard, index, found, self.rounds + 1, seed, assignment.needs_clusters)
+        return self._shares(state, shard, index, found, self._clustered + _LATE, seed, assignment.needs_clusters)
 
     def _assess(
         self, state: State, shard: RankingShard, told: Tensor, streams: Streams

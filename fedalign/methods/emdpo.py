@@ -105,7 +105,8 @@ class EMDPO(Method):
             )
         if self.assignment.reads_likelihood:
             self.start.check_types(self.types)
-
+        if self.types == 1 and not isinstance(self.single, NoSingle):
+            raise UserError("method.types=1 is one network already; set method/single=none, or method.types above 1")
         if isinstance(self.fair, NoMixture) and not isinstance(self.single, NoSingle):
             raise UserError(
                 f"method/single={type(self.single).__name__}: there is no mixture to make one network of; set "
@@ -134,10 +135,11 @@ class EMDPO(Method):
     def type_phases(self, setting: Setting, model: TypeModel) -> Sequence[Phase[Any]]:
         """Return the phases that types come from; the last, a RankingPhase called as EM is, leaves them."""
         clustered = isinstance(self.start, ClusteredStart) and self.types > 1
-        signatures = Signatures(self.start, model) if clustered else None  # type: ignore[arg-type]
+        signatures = Signatures(self.start, model, self.folds) if clustered else None  # type: ignore[arg-type]
         start = [] if signatures is None else [StartPhase(signatures, self.types)]
         em = EMPhase(self, setting, model, signatures)
-        mixtures = self.fair.phases(self, em)
+        # One policy has nothing to be mixed with.
+        mixtures = self.fair.phases(self, em) if self.types > 1 else []
         singles = [phase for mixture in mixtures for phase in self.single.phases(mixture)]
         return [*start, em, *mixtures, *singles]
 

@@ -24,6 +24,7 @@ from fedalign.errors import UserError
 from fedalign.methods.base import Artefacts, Memory, Phase, ServerOptimizer, Setting
 from fedalign.methods.em import MASS, EMPhase
 from fedalign.methods.emdpo import EMDPO
+from fedalign.methods.fairness import NoMixture
 from fedalign.methods.type_model import TypeModel
 from fedalign.rng import Streams
 from fedalign.template import Template
@@ -165,9 +166,11 @@ class GroupRobustDPO(EMDPO):
     groups: Groups
 
     def __post_init__(self) -> None:
-        """Refuse several types: there is one policy."""
+        """Refuse several types, and a mixture of them: there is one policy."""
         if self.types != 1:
             raise UserError(f"method={self.name} trains one policy, method.types={self.types}; set method.types=1")
+        if not isinstance(self.fair, NoMixture):
+            raise UserError(f"method={self.name} trains one policy, there is nothing to mix; set method/fair=none")
         super().__post_init__()
 
     def type_phases(self, setting: Setting, model: TypeModel) -> Sequence[Phase[Any]]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fedalign.contribution import WEIGHT, Contribution, State
+from fedalign.data.federated import Role
 from fedalign.data.rankings import RankingShard
 from fedalign.errors import UserError
 from fedalign.methods.base import Artefacts, Memory, Participation, ServerOptimizer
@@ -67,6 +68,7 @@ class MixturePhase(RankingPhase):
     """
 
     name = "mmra"
+    diagnostic = True
     participation = Participation.ALL
 
     def __init__(self, method: EMDPO, em: EMPhase, settings: Fairness) -> None:
@@ -83,6 +85,15 @@ class MixturePhase(RankingPhase):
             raise UserError(
                 f"{KEY}.basis=judgments needs judgments that types were not trained on; set method.folds.validation "
                 f"above 0, or {KEY}.basis=answers"
+            )
+
+    def check(self, shard: RankingShard) -> None:
+        """Refuse training clients that have no say in a mixture by judgments."""
+        folds = self.method.folds
+        if self.settings.basis == "judgments" and shard.role is Role.TRAIN and not len(folds.validating(shard, 0)):
+            raise UserError(
+                f"client {shard.client!r} has too few training judgments for method.folds.validation="
+                f"{folds.validation} to hold one out; raise it, raise partition.min_train, or set {KEY}.basis=answers"
             )
 
     def shares_of(self, state: State, shard: RankingShard, index: Tensor, seed: int) -> Tensor:

@@ -34,6 +34,7 @@ class SinglePhase(RankingPhase):
     """
 
     name = "single"
+    diagnostic = True
 
     def __init__(self, mixture: MixturePhase) -> None:
         super().__init__(mixture.method, mixture.model)

@@ -13,6 +13,7 @@ from fedalign.contribution import Contribution, State
 from fedalign.data.federated import Role
 from fedalign.data.rankings import RankingShard
 from fedalign.methods.base import Artefacts, Memory, Participation, Phase, ServerOptimizer
+from fedalign.methods.ranking_folds import Folds
 from fedalign.methods.type_start import ClusteredStart
 from fedalign.metrics.record import MetricSum, encode
 from fedalign.metrics.types import assignment_metrics, assignment_sums
@@ -36,10 +37,12 @@ class Signatures:
     ----------
     start : ClusteredStart
     model : TypeModel
+    folds : Folds
+        Judgments held out for validation are no part of a signature.
     """
 
-    def __init__(self, start: ClusteredStart, model: TypeModel) -> None:
-        self.start, self._model = start, model
+    def __init__(self, start: ClusteredStart, model: TypeModel, folds: Folds) -> None:
+        self.start, self._model, self._folds = start, model, folds
         self._base: tuple[int, State] | None = None
         self._known: weakref.WeakKeyDictionary[RankingShard, Tensor] = weakref.WeakKeyDictionary()
 
@@ -49,8 +52,11 @@ class Signatures:
             self._base = seed, self._model.fresh(Streams(seed, "start"))
             self._known.clear()
         if shard not in self._known:
-            self._known[shard] = self.start.signatures(self._model, self._base[1], shard, seed)
+            self._known[shard] = self._signatures(self._base[1], shard, seed)
         return self._known[shard]
+
+    def _signatures(self, base: State, shard: RankingShard, seed: int) -> Tensor:
+        return self.start.signatures(self._model, base, shard, self._folds.telling(shard, seed), seed)
 
     def clusters(self, state: Mapping[str, Tensor], shard: RankingShard, seed: int) -> Tensor:
         """Return the nearest of the state's centres to each annotator, int64 of shape (P,)."""
@@ -168,7 +174,8 @@ def first_centres(moment: Tensor, size: Sequence[int], generator: torch.Generato
     kept = min(size[1], len(values))
     spread, directions = values[-kept:].clamp(min=0).sqrt(), vectors[:, -kept:]
     drawn = torch.randn(size[0], size[1], kept, generator=generator, dtype=torch.float64)
-    return mean + (drawn * spread) @ directions.T
+    centres: Tensor = mean + (drawn * spread) @ directions.T
+    return centres
 
 
 def distances(points: Tensor, centres: Tensor) -> Tensor:

@@ -71,6 +71,15 @@ class TypeAssignment(ABC):
             Naming the setting and the fix.
         """
 
+    def check_people(self, types: Sequence[str | None]) -> None:  # noqa: B027 - most need to know nothing of people
+        """Refuse annotators of true types that the assignment does not know.
+
+        Raises
+        ------
+        UserError
+            Naming the types and the fix.
+        """
+
     @abstractmethod
     def annotators(self, evidence: Evidence) -> Tensor:
         """Return every annotator's share in each type, shape (K, P); columns sum to 1."""
@@ -108,7 +117,7 @@ class Posterior(TypeAssignment):
 
     def annotators(self, evidence: Evidence) -> Tensor:
         """Return the tempered posterior."""
-        risen = min(1.0, (evidence.round - 1) / self.temper_rounds)
+        risen = min(1.0, max(0.0, (evidence.round - 1) / self.temper_rounds))
         tau = self.temper + (1 - self.temper) * risen
         return responsibilities_of(evidence.by_annotator(), evidence.log_prior, tau)
 
@@ -180,14 +189,17 @@ class KnownTypes(TypeAssignment):
                 "they must be as many"
             )
 
-    def annotators(self, evidence: Evidence) -> Tensor:
-        """Return one-hot columns."""
-        strange = sorted({str(name) for name in evidence.types if name not in self.names})
+    def check_people(self, types: Sequence[str | None]) -> None:
+        """Refuse annotators of other types, or of none that is known."""
+        strange = sorted({str(name) for name in types if name not in self.names})
         if strange:
             raise UserError(
                 f"method.assignment.names={list(self.names)}: annotators here are of type {', '.join(strange)}; name "
                 "all true types, or take method=emdpo where they are not known"
             )
+
+    def annotators(self, evidence: Evidence) -> Tensor:
+        """Return one-hot columns."""
         places = torch.tensor([self.names.index(str(name)) for name in evidence.types])
         return _one_hot(places, len(self.names))
 
@@ -209,7 +221,9 @@ class Together(TypeAssignment):
 
 
 def cluster_shares(evidence: Evidence) -> Tensor:
-    """Return one-hot columns of the annotators' clusters, shape (K, P)."""
+    """Return one-hot columns of the annotators' clusters, shape (K, P); of one type alone there are no clusters."""
+    if len(evidence.log_prior) == 1:
+        return torch.ones(1, len(evidence.types))
     assert evidence.clusters is not None
     return _one_hot(evidence.clusters, len(evidence.log_prior))
 

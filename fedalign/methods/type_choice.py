@@ -21,6 +21,7 @@ from fedalign.errors import UserError
 from fedalign.methods.base import Artefacts, Memory, Participation, Phase, ServerOptimizer, Setting
 from fedalign.methods.em import EMPhase
 from fedalign.methods.emdpo import EMDPO
+from fedalign.methods.fairness import NoMixture
 from fedalign.methods.ranking_phase import RankingPhase
 from fedalign.methods.start_phase import Signatures, StartPhase
 from fedalign.methods.type_model import PRIOR, TypeModel, count
@@ -196,7 +197,7 @@ class ChosenEMDPO(EMDPO):
     tie: Annotated[float, Field(ge=0)]
 
     def __post_init__(self) -> None:
-        """Refuse choices that cannot be compared."""
+        """Refuse choices that cannot be compared, and a mixture, which nothing would make."""
         if list(self.choices) != sorted(set(self.choices)):
             raise UserError(f"method.choices={list(self.choices)}: numbers of types must ascend; sort them")
         if self.choices[-1] != self.types:
@@ -209,12 +210,17 @@ class ChosenEMDPO(EMDPO):
                 "method.folds.validation=0: the number of types is chosen by judgments that nothing was trained on; "
                 "set it above 0, or take method=emdpo and its method.types"
             )
+        if not isinstance(self.fair, NoMixture):
+            raise UserError(
+                f"method={self.name} chooses the number of types and mixes none; set method/fair=none, and take "
+                "method=emdpo with the chosen method.types for a mixture"
+            )
         super().__post_init__()
 
     def type_phases(self, setting: Setting, model: TypeModel) -> Sequence[Phase[Any]]:
         """Return start and EM for each number, and the choice."""
         # One for all: signatures do not depend on the number of types.
-        signatures = Signatures(self.start, model) if isinstance(self.start, ClusteredStart) else None
+        signatures = Signatures(self.start, model, self.folds) if isinstance(self.start, ClusteredStart) else None
         before: list[Phase[Any]] = []
         candidates = []
         for types in self.choices:

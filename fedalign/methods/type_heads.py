@@ -6,6 +6,7 @@ from torch import Tensor
 
 from fedalign.contribution import State
 from fedalign.data.rankings import RankingShard
+from fedalign.errors import UserError
 from fedalign.methods.local_training import trainable
 from fedalign.methods.type_model import TypeModel, Utilities
 from fedalign.models.utility import UtilitySpec
@@ -32,6 +33,15 @@ class HeadTypes(TypeModel):
         with streams.torch_default("type"):
             network = self._spec.build_utility(self._features)
         return {name: parameter.detach() for name, parameter in trainable(network).items()}
+
+    def check(self, shard: RankingShard) -> None:
+        """Refuse vectors of another length than the encoder's; data that are not encoded may have such."""
+        own = shard.features.shape[-1]
+        if own != self._features:
+            raise UserError(
+                f"client {shard.client!r}: its responses are vectors of length {own}, and types are made for the "
+                f"encoder's length, {self._features}; set encoder.size={own}"
+            )
 
     def utilities(self, shard: RankingShard, index: Tensor) -> Utilities:
         """Return the loaded network's output for every response."""

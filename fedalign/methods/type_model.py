@@ -59,6 +59,15 @@ class TypeModel(ABC):
         With gradients where PyTorch records them.
         """
 
+    def check(self, shard: RankingShard) -> None:  # noqa: B027 - most read any
+        """Refuse a shard whose responses the network cannot read; by default it can read any.
+
+        Raises
+        ------
+        UserError
+            Naming the client and the fix.
+        """
+
     def load(self, parameters: Mapping[str, Tensor]) -> None:
         """Put one type's parameters into the workspace network, in evaluation mode."""
         load_parameters(self.network, parameters)

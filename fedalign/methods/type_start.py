@@ -101,8 +101,10 @@ class EqualStart(Start):
 class ClusteredStart(Start):
     """Annotators are clustered by a signature of each, and train the type of their cluster at first.
 
-    The clusters are k-means', found by sums alone: the server never sees one annotator's signature. Their first centres
-    are drawn from the normal distribution of the signatures, in its directions of largest variance.
+    The clusters are k-means', found by sums alone. A sum over one annotator is its signature, though: without secure
+    sums the server reads it from a device's, and a cluster of one has it as its centre, which all clients are sent.
+    Noise (``privacy=central``) bounds what can be learnt of it. First centres are drawn from the normal distribution of
+    the signatures, in its directions of largest variance.
 
     Parameters
     ----------
@@ -138,7 +140,7 @@ class ClusteredStart(Start):
         """
 
     @abstractmethod
-    def raw(self, model: TypeModel, base: State, shard: RankingShard, seed: int) -> Tensor:
+    def raw(self, model: TypeModel, base: State, shard: RankingShard, index: Tensor, seed: int) -> Tensor:
         """Return what annotators are told apart by, float32 of shape (P, any).
 
         Parameters
@@ -147,18 +149,20 @@ class ClusteredStart(Start):
         base : State
             One type's parameters, from which signatures that need training begin; the same for all.
         shard : RankingShard
+        index : int64 Tensor
+            Judgments that may be learnt from.
         seed : int
         """
 
-    def signatures(self, model: TypeModel, base: State, shard: RankingShard, seed: int) -> Tensor:
-        """Return the annotators' signatures, float64 of shape (P, dimensions)."""
-        raw = self.raw(model, base, shard, seed).double()
+    def signatures(self, model: TypeModel, base: State, shard: RankingShard, index: Tensor, seed: int) -> Tensor:
+        """Return the annotators' signatures, float64 of shape (P, dimensions); see :meth:`raw`."""
+        raw = self.raw(model, base, shard, index, seed).double()
         if raw.shape[1] <= self.dimensions:
             return torch.nn.functional.pad(raw, (0, self.dimensions - raw.shape[1]))
         generator = Streams(seed, "start").torch("projection")
         parts = []
         # In pieces, since a projection of whole adapters would be larger than they are, many times over.
-        for piece in raw.split(4096, 1):
+        for piece in torch.split(raw, 4096, 1):
             matrix = torch.randn(piece.shape[1], self.dimensions, generator=generator, dtype=torch.float64)
             parts.append(piece @ matrix)
         projected: Tensor = torch.stack(parts).sum(0) / self.dimensions**0.5
@@ -170,14 +174,14 @@ class ProbeStart(ClusteredStart):
     """Signatures are the answers to the probe: public menus that every annotator ranked before the first round."""
 
     def check(self, shard: RankingShard) -> None:
-        """Refuse annotators who were asked nothing."""
-        if not shard.probe.shape[1]:
+        """Refuse annotators who were asked nothing, or answered nothing."""
+        if not shard.probe.shape[1] or bool((shard.probe < 0).flatten(1).all(1).any()):
             raise UserError(
-                f"method/start=probe: client {shard.client!r} has no answers to a probe; set data.probe_menus, give "
-                "the file rows with probe=true, or take method/start=deltas"
+                f"method/start=probe: client {shard.client!r} has annotators without answers to a probe; set "
+                "data.probe_menus, give the file rows with probe=true for each, or take method/start=deltas"
             )
 
-    def raw(self, model: TypeModel, base: State, shard: RankingShard, seed: int) -> Tensor:
+    def raw(self, model: TypeModel, base: State, shard: RankingShard, index: Tensor, seed: int) -> Tensor:
         """Return the scores that each annotator gave the responses of each menu."""
         return borda(shard.probe).flatten(1)
 
@@ -197,13 +201,15 @@ class DeltaStart(ClusteredStart):
     batch: Annotated[int, Field(ge=1)]
     local: LocalTraining
 
-    def raw(self, model: TypeModel, base: State, shard: RankingShard, seed: int) -> Tensor:
+    def raw(self, model: TypeModel, base: State, shard: RankingShard, index: Tensor, seed: int) -> Tensor:
         """Return each annotator's change of the parameters, at length 1."""
-        rows = [self._change(model, base, shard, number, seed) for number in range(len(shard.people))]
+        rows = [self._change(model, base, shard, index, number, seed) for number in range(len(shard.people))]
         return torch.nn.functional.normalize(torch.stack(rows), dim=1)
 
-    def _change(self, model: TypeModel, base: State, shard: RankingShard, number: int, seed: int) -> Tensor:
-        own = shard.train[shard.owner[shard.train] == number]
+    def _change(
+        self, model: TypeModel, base: State, shard: RankingShard, index: Tensor, number: int, seed: int
+    ) -> Tensor:
+        own = index[shard.owner[index] == number]
         streams = Streams(seed, "start", client=shard.people[number])
         generator = streams.torch("batches")
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fedalign.data.ranking_forms import Form
+from simulations.emdpo.language import LANGUAGE, LANGUAGE_SEEDS
 from simulations.emdpo.tuning import GRID, SEARCHED, SOURCES, TUNING_SEED, place_of
 from simulations.privacy.arms import replaced
 
@@ -65,6 +66,7 @@ class Experiment:
 # tells types about as well as the note's oracle does (README).
 _LINEAR = (
     "method=emdpo",
+    "method/fair=none",
     "data=linear_rankings",
     "data.scale=3",
     "data.test_judgments=4",
@@ -111,6 +113,7 @@ _FEDERATED = (
     "data.form=pair",
     "data.responses=2",
     "partition=annotators",
+    "method.folds.cross_fit=false",
     "method.local.lr=0.5",
     "federation/sampler=fraction",
     "federation.sampler.fraction=0.1",
@@ -120,6 +123,7 @@ _FEDERATED = (
 VARIANTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "soft": ("soft, 5 local steps", ()),
     "equal": ("all types start equal", ("method/start=equal", "method.start.demonstration=true")),
+    "halves": ("soft, cross-fitted halves", ("method.folds.cross_fit=true",)),
     "hard": ("hard (IFCA)", ("method/assignment=hardest",)),
     "steps_1": ("1 local step", ("method.local.steps=1",)),
     "noise": (
@@ -196,6 +200,7 @@ REAL: Mapping[str, tuple[str, tuple[str, ...]]] = {
 """Real annotators: label and source."""
 _REAL = (
     "method=emdpo",
+    "method/fair=none",
     "encoder=minilm",
     "model=linear_utility",
     "model.init_std=0.01",
@@ -244,6 +249,10 @@ def _tuning() -> tuple[Arm, ...]:
     )
 
 
+def _language() -> tuple[Arm, ...]:
+    return tuple(Arm(name, label, own) for name, (label, own) in LANGUAGE.items())
+
+
 EXPERIMENTS: Mapping[str, Experiment] = {
     each.name: each
     for each in (
@@ -252,13 +261,17 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         Experiment("identifiability", _identifiability(), (0, 1, 2, 3, 4), ("fresh",)),
         Experiment("tuning", _tuning(), (TUNING_SEED,)),
         Experiment("real", _real(), (0, 1, 2, 3, 4), ("people", "alike")),
+        Experiment("language", _language(), LANGUAGE_SEEDS, ("policies",)),
     )
 }
 
 
-def overrides(arm: Arm, data: str) -> tuple[str, ...]:
-    """Return an arm's overrides, with the folder of real data put in."""
-    return tuple(one.replace(DATA, data) for one in arm.overrides)
+def overrides(arm: Arm, folders: Mapping[str, str]) -> tuple[str, ...]:
+    """Return an arm's overrides with folders put in, by what stands for them."""
+    found = arm.overrides
+    for place, folder in folders.items():
+        found = tuple(one.replace(place, folder) for one in found)
+    return found
 
 
 def chosen(experiment: Experiment, names: Sequence[str] | None) -> tuple[Arm, ...]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from simulations.emdpo.arms import EXPERIMENTS
 from simulations.emdpo.plots import identifiability_plot
-from simulations.emdpo.record import Results, SeedResult
+from simulations.emdpo.record import Results, SeedResult, from_json
 from simulations.emdpo.tables import tables
 from simulations.privacy.results import TABLES
 from simulations.records import between_marks, finished_runs, to_json
@@ -25,6 +25,7 @@ KEPT = (
     "test/calibration_error",
     "test/largest_type_share",
     "test/accuracy",
+    "test/margin",
     "test/log_likelihood",
     "test/log_likelihood_chance",
     "train/log_likelihood",
@@ -33,18 +34,34 @@ KEPT = (
     "train/collapse_restarts",
 )
 """Metrics that are recorded, where a run has them."""
+AT_THE_START = "start/type_accuracy"
+"""How many annotators' types the clusters of the start told, where there was such a start."""
 
 
 def read_run(directory: Path) -> SeedResult:
     """Return a finished run's numbers."""
     summary = json.loads((directory / "summary.json").read_text())
     kept = {name: summary["metrics"][name] for name in KEPT if name in summary["metrics"]}
+    kept |= of_the_start(directory)
     extra = directory / EXTRA
     kept |= json.loads(extra.read_text()) if extra.is_file() else {}
     if summary["privacy"] and summary["privacy"]["epsilon"] is not None:
         kept["epsilon"] = summary["privacy"]["epsilon"]
     rounded = {name: round(value, 6) for name, value in kept.items()}
     return SeedResult(rounded, round(summary["timing"]["total_s"], 1))
+
+
+def of_the_start(directory: Path) -> dict[str, float]:
+    """Return how well the clusters of a run's start told types; nothing without such a start."""
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    told = [row for row in map(json.loads, lines) if row["phase"] == "start" and row["name"] == "test/type_accuracy"]
+    return {AT_THE_START: told[-1]["value"]} if told else {}
+
+
+def recorded(results: Path) -> dict[str, dict[str, dict[int, SeedResult]]]:
+    """Return the numbers that were recorded before, by experiment."""
+    files = {name: results / f"{name}.json" for name in EXPERIMENTS}
+    return {name: from_json(file.read_text()) if file.is_file() else {} for name, file in files.items()}
 
 
 def read_all(output: Path) -> dict[str, dict[str, dict[int, SeedResult]]]:
@@ -67,8 +84,12 @@ def with_tables(readme: str, text: str) -> str:
 
 
 def write_results(output: Path, results: Path) -> str:
-    """Write one JSON file an experiment, the tables and the figure; return the tables."""
-    found: Mapping[str, Results] = read_all(output)
+    """Write one JSON file an experiment, the tables and the figure; return the tables.
+
+    An experiment without runs keeps what was recorded of it.
+    """
+    before = recorded(results)
+    found: Mapping[str, Results] = {name: own or before[name] for name, own in read_all(output).items()}
     results.mkdir(parents=True, exist_ok=True)
     for name, own in found.items():
         (results / f"{name}.json").write_text(to_json(own))

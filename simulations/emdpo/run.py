@@ -1,6 +1,7 @@
 """Run the experiments on EM-DPO, one process and one thread, and write their results.
 
 python -m simulations.emdpo.run --experiment all|toy,federated,... [--data DIR] [--seeds 0,1] [--arms soft_8,...]
+    [--model DIR] [--finished]
 """
 
 from __future__ import annotations
@@ -9,11 +10,14 @@ import argparse
 import json
 import logging
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedalign.run import start
-from simulations.emdpo.arms import EXPERIMENTS, Experiment, chosen, overrides
+from simulations.emdpo import base
+from simulations.emdpo.arms import DATA, EXPERIMENTS, Experiment, chosen, overrides
+from simulations.emdpo.language import BASE
 from simulations.emdpo.results import EXTRA, write_results
 from simulations.emdpo.score import SCORES
 
@@ -30,13 +34,20 @@ class Task:
 
 
 def tasks(
-    experiment: Experiment, output: Path, data: str, seeds: list[int] | None = None, arms: list[str] | None = None
+    experiment: Experiment,
+    output: Path,
+    folders: Mapping[str, str],
+    seeds: list[int] | None = None,
+    arms: list[str] | None = None,
 ) -> list[Task]:
-    """Return all runs, seed by seed, so that an interrupted experiment has whole seeds."""
+    """Return all runs, seed by seed, so that an interrupted experiment has whole seeds.
+
+    ``folders`` are put into overrides by what stands for them.
+    """
     return [
         Task(
             output / experiment.name / arm.name / f"seed-{seed}",
-            (*overrides(arm, data), f"seed={seed}"),
+            (*overrides(arm, folders), f"seed={seed}"),
             experiment.scores,
         )
         for seed in experiment.seeds
@@ -46,15 +57,26 @@ def tasks(
 
 
 def execute(task: Task) -> None:
-    """Run one task in this process; a finished run is kept, a broken one is replaced."""
-    extra = task.directory / EXTRA
-    if extra.is_file():
+    """Run and score one task in this process; a finished run is kept, a broken one is replaced."""
+    if scored(task):
         return
-    shutil.rmtree(task.directory, ignore_errors=True)
-    start([*task.overrides, f"output='{task.directory}'"])
+    if not finished(task):
+        shutil.rmtree(task.directory, ignore_errors=True)
+        start([*task.overrides, f"output='{task.directory}'"])
     found = {name: value for score in task.scores for name, value in SCORES[score](task.directory).items()}
-    extra.write_text(json.dumps(found))
+    (task.directory / EXTRA).write_text(json.dumps(found))
     print(task.directory, flush=True)
+
+
+def scored(task: Task) -> bool:
+    """Return whether nothing is left to do."""
+    return (task.directory / EXTRA).is_file()
+
+
+def finished(task: Task) -> bool:
+    """Return whether the run itself has ended as it should; it may not be scored yet."""
+    summary = task.directory / "summary.json"
+    return summary.is_file() and json.loads(summary.read_text())["status"] == "completed"
 
 
 def main() -> None:
@@ -62,6 +84,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--experiment", default="all", help="names with commas between them, or all")
     parser.add_argument("--data", default="../shared/data", help="folder of the real data")
+    parser.add_argument("--model", default="../shared/models/tiny-gpt2", help="what the base model is made of")
+    parser.add_argument("--finished", action="store_true", help="start no run, and score those that have finished")
     parser.add_argument("--seeds", help="numbers with commas between them (default: the experiment's)")
     parser.add_argument("--arms", help="names of arms with commas between them (default: all)")
     parser.add_argument("--output", type=Path, default=OUTPUT)
@@ -71,10 +95,15 @@ def main() -> None:
     names = list(EXPERIMENTS) if given.experiment == "all" else given.experiment.split(",")
     seeds = None if given.seeds is None else [int(seed) for seed in given.seeds.split(",")]
     arms = None if given.arms is None else given.arms.split(",")
-    data = str(Path(given.data).resolve())
-    for name in names:
-        for task in tasks(EXPERIMENTS[name], given.output, data, seeds, arms):
-            execute(task)
+    model = (given.output / "base").resolve()
+    folders = {DATA: str(Path(given.data).resolve()), BASE: str(model)}
+    todo = [task for name in names for task in tasks(EXPERIMENTS[name], given.output, folders, seeds, arms)]
+    if given.finished:
+        todo = [task for task in todo if finished(task)]
+    elif any(str(model) in one for task in todo if not scored(task) for one in task.overrides) and not base.made(model):
+        base.make(given.model, model)
+    for task in todo:
+        execute(task)
     print(write_results(given.output, given.results or given.output))
 
 

@@ -3,66 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from fedalign.config import RunConfig, parse, to_json
-from fedalign.contribution import State
-from fedalign.data.federated import Role
 from fedalign.data.linear_rankings import LinearRankings, type_name
-from fedalign.data.rankings import RankingShard
-from fedalign.federation.site import Site
-from fedalign.methods.em import EMPhase
 from fedalign.methods.type_model import PRIOR, all_utilities
-from fedalign.model_files import load_model
 from fedalign.objectives.em import mixture_log_likelihood, per_annotator
 from fedalign.objectives.plackett_luce import ranking_log_likelihood
-from fedalign.report.run_directory import RunDirectory
 from fedalign.rng import Streams
-from fedalign.site import open_site
+from simulations.emdpo.finished import opened
+from simulations.emdpo.policies import policies
 
 ANOTHER_WORLD = 1000
 """What is added to a run's seed for annotators whom it never saw."""
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A finished run, opened.
-
-    Parameters
-    ----------
-    config : RunConfig
-    site : Site
-    phase : EMPhase
-    state : State
-        Of the end of EM.
-    """
-
-    config: RunConfig
-    site: Site
-    phase: EMPhase
-    state: State
-
-    def shards(self) -> list[RankingShard]:
-        """Return the training clients' shards."""
-        data = self.site.data
-        return [data.shard(client.name) for client in data.clients if client.role is Role.TRAIN]
-
-
-def opened(path: Path, seed: int = 0) -> Finished:
-    """Return a finished run beside its data, or beside those of its own seed plus ``seed``."""
-    directory = RunDirectory.open(path)
-    resolved: dict[str, Any] = dict(directory.read_config())
-    resolved["seed"] = int(resolved["seed"]) + seed
-    config = parse(resolved)
-    site = open_site(to_json(resolved), {})
-    phase = site.phases[-1]
-    assert isinstance(phase, EMPhase)
-    return Finished(config, site, phase, load_model(directory.model, config.method.name)[phase.name])
 
 
 def bayes(path: Path) -> dict[str, float]:
@@ -148,4 +103,5 @@ SCORES: Mapping[str, Callable[[Path], dict[str, float]]] = {
     "fresh": fresh,
     "people": people,
     "alike": alike,
+    "policies": policies,
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from fedalign.report.statistics import Estimate, mean_interval, paired_difference
 from simulations.emdpo.arms import (
@@ -17,6 +17,8 @@ from simulations.emdpo.arms import (
     VARIANTS,
 )
 from simulations.emdpo.exact import alike, divergence, middle_first, won
+from simulations.emdpo.language_tables import regret, types_told, written
+from simulations.emdpo.markdown import table
 from simulations.emdpo.plots import gain
 from simulations.emdpo.real import differences
 from simulations.emdpo.record import Results, values_of
@@ -53,6 +55,9 @@ def tables(found: Mapping[str, Results]) -> str:
             f"{label}: held-out log-likelihood, in nats a judgment": real(found["real"], source)
             for source, (label, _) in REAL.items()
         },
+        "Language model: how types are told, and held-out pairs": types_told(found["language"]),
+        "Language model: true utility of what policies write": written(found["language"]),
+        "Language model: regret of what serves everybody, in true utility": regret(found["language"]),
     }
     return "\n".join(f"**{title}**\n\n{body}" for title, body in sections.items())
 
@@ -66,7 +71,7 @@ def toy(found: Results) -> str:
         rows.append((f"{label}, ours", [_mean(found, arm, TYPED) for arm in arms]))
         rows.append((f"{label}, utilities known", [_mean(found, arm, BAYES) for arm in arms]))
         rows.append((f"{label}, ours − known", [_distance(found, arm) for arm in arms]))
-    return _table(["", *(f"m={m}" for m in JUDGMENTS)], rows)
+    return table(["", *(f"m={m}" for m in JUDGMENTS)], rows)
 
 
 def federated(found: Results) -> str:
@@ -81,7 +86,8 @@ def federated(found: Results) -> str:
             arm = f"{name}_{m}"
             own = values_of(found, arm, TYPED)
             least = f" ({min(own.values()):.3f})" if own else ""
-            cells += [f"{NOTE_FEDERATED[name][place]:.3f}", _mean(found, arm, TYPED) + least, _distance(found, arm)]
+            note = f"{NOTE_FEDERATED[name][place]:.3f}" if name in NOTE_FEDERATED else "–"
+            cells += [note, _mean(found, arm, TYPED) + least, _distance(found, arm)]
         rows.append((label + _short(found, name), cells))
     cells = []
     for place, m in enumerate(FEDERATED_JUDGMENTS):
@@ -89,7 +95,7 @@ def federated(found: Results) -> str:
         least = f" ({min(own.values()):.3f})" if own else ""
         cells += [f"{NOTE_ORACLE[place]:.3f}", _mean(found, f"soft_{m}", BAYES) + least, "–"]
     rows.append(("oracle: utilities known", cells))
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def exact() -> str:
@@ -102,7 +108,7 @@ def exact() -> str:
             ("one annotator answers that pair alike twice", alike),
         )
     ]
-    return _table(["probability that", "indifferent", "opposite halves"], rows)
+    return table(["probability that", "indifferent", "opposite halves"], rows)
 
 
 def identifiability(found: Results) -> str:
@@ -112,7 +118,7 @@ def identifiability(found: Results) -> str:
         rows.append((f"{label}, exact", [f"{divergence(form, judgments, gap):.4f}" for gap in (0, *GAPS)]))
         gains = [list(gain(found, seen, gap).values()) for gap in (0, *GAPS)]
         rows.append((f"{label}, measured", [cell(mean_interval(own) if own else None, "+.4f") for own in gains]))
-    return _table(["", "b=0", *(f"b={gap}" for gap in GAPS)], rows)
+    return table(["", "b=0", *(f"b={gap}" for gap in GAPS)], rows)
 
 
 def real(found: Results, source: str) -> str:
@@ -145,7 +151,7 @@ def real(found: Results, source: str) -> str:
     )
     header = ["", "validation", "held-out", "− K=1, over seeds", "− K=1, over annotators"]
     header += ["accuracy", "largest type", "correlation of types", "spread"]
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _mean(found: Results, arm: str, name: str, form: str = ".3f") -> str:
@@ -163,9 +169,3 @@ def _short(found: Results, name: str) -> str:
     wanted = len(EXPERIMENTS["federated"].seeds)
     seeds = [len(found.get(f"{name}_{m}", {})) for m in FEDERATED_JUDGMENTS]
     return "" if min(seeds) == wanted else f" (seeds: {seeds[0]} and {seeds[1]})"
-
-
-def _table(header: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
-    lines = [f"| {' | '.join(header)} |", "|---|" + "---:|" * (len(header) - 1)]
-    lines += [f"| {label} | {' | '.join(cells)} |" for label, cells in rows]
-    return "\n".join(lines) + "\n"

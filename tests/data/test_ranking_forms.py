@@ -8,12 +8,25 @@ from math import prod
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from fedalign.data.ranking_forms import Form, Tiers, check_form, drawn_tiers, says_something, told, with_ties
+from fedalign.data.ranking_forms import (
+    MOST_ORDERS,
+    Form,
+    Tiers,
+    agreeing_orders,
+    check_form,
+    drawn_tiers,
+    says_something,
+    told,
+    with_ties,
+)
 from fedalign.errors import UserError
+from fedalign.objectives import plackett_luce
+from fedalign.objectives.plackett_luce import orders_of
 
 tiers_of_four = st.lists(st.integers(0, 3), min_size=2, max_size=6).map(
     lambda ranks: tuple(sorted(set(ranks)).index(rank) for rank in ranks)
@@ -108,3 +121,20 @@ def test_forms_that_menus_fit() -> None:
     check_form("best", 2, None)
     check_form("full", 5, None)
     check_form("top", 3, 2)
+
+
+@given(tiers_of_four)
+def test_as_many_orders_agree_as_the_likelihood_adds_up(tiers: Tiers) -> None:
+    assert agreeing_orders(tiers) == int(orders_of(torch.tensor([tiers])).valid.sum())
+
+
+@pytest.mark.parametrize(
+    "tiers", [(0,) * 7 + (1, 1), (0,) * 8 + (1,), (0,) * 7 + (1, 1, 2), (0,) * 6 + (1,) * 3 + (2,)]
+)
+def test_data_and_likelihood_have_the_same_limit(tiers: Tiers) -> None:
+    assert MOST_ORDERS == plackett_luce.MOST_ORDERS
+    if agreeing_orders(tiers) <= MOST_ORDERS:
+        assert orders_of(torch.tensor([tiers])).valid.shape == (1, agreeing_orders(tiers))
+    else:
+        with pytest.raises(ValueError, match="more than 5040 orders"):
+            orders_of(torch.tensor([tiers]))

@@ -62,6 +62,8 @@ def row(responses: tuple[str, ...], ranks: tuple[float | None, ...], prompt: str
         (row(("a", "", "b"), (None, 1, None)), {"response_empty": 1, "unranked": 1}),
         (row(("a", "b", "c"), (2, 2, 2)), {"all_tied": 1}),
         (row(("a", "", "b"), (2, 1, 2)), {"response_empty": 1, "all_tied": 1}),
+        (row(tuple("abcdefghi"), (1,) * 8 + (2,)), {"ties_many": 1}),
+        (row(tuple("abcdefghi"), (1,) * 8 + (None,)), {"ties_many": 1}),
         (ROW, {"judgment_repeated": 1}),
         # The same judgment in another order, in other numbers or on the other side of the split is the same judgment.
         (RankingRow("prompt", ("c", "a", "b"), (None, 0, 0.5), "all", "ann", "test"), {"judgment_repeated": 1}),
@@ -113,6 +115,11 @@ def test_what_is_kept_is_as_promised(ranks: list[float | None], texts: list[str]
         assert len(texts) == len(set(texts)) >= 2 and all(texts)
         assert set(ranking.tiers) == set(range(max(ranking.tiers) + 1)) and max(ranking.tiers) >= 1
         assert set(ranking.responses) <= set(read.responses)
+
+
+def test_ties_in_the_last_tier_may_be_many() -> None:
+    found = clean_rankings([row(tuple("abcdefghijkl"), (1,) * 7 + (2,) * 5)], 0.2)
+    assert found.rankings[0].tiers == (0,) * 7 + (1,) * 5 and found.dropped == {}
 
 
 def test_rows_without_a_split_are_split_by_the_prompt() -> None:

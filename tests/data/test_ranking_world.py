@@ -29,3 +29,12 @@ def test_a_set_counts_what_says_nothing() -> None:
     found = world_set([told, tied], {person(0): "g"}, [], {})
     assert list(found.rankings) == [told] and found.dropped == {"all_tied": 1} and found.types == {"annotator-001": "g"}
     assert world_set([told], {}, [], {}).dropped == {}
+
+
+def test_a_set_counts_what_agrees_with_too_many_orders() -> None:
+    few, many = (
+        Ranking("p", tuple("abcdefghi"), tiers, "train", "g", person(0))
+        for tiers in ((0,) * 7 + (1, 1), (0,) * 8 + (1,))
+    )
+    found = world_set([few, many], {}, [], {})
+    assert list(found.rankings) == [few] and found.dropped == {"ties_many": 1}

@@ -10,11 +10,13 @@ import pytest
 
 from fedalign.build import build
 from fedalign.config import conf_directory, options, parse, resolve
+from fedalign.data.encoders.hashing import HashingEncoder
 from fedalign.data.federated import DataSource, Kind, Layout
 from fedalign.errors import UserError
-from fedalign.methods.base import Method
+from fedalign.methods.base import Method, Setting
 from fedalign.models.base import ModelSpec
 from fedalign.models.gpo import GPOModel
+from fedalign.models.language_model import LanguageModelSpec
 from fedalign.models.reward import RewardSpec
 from fedalign.models.variational import VariationalSpec
 from fedalign.run import Result, start
@@ -52,6 +54,20 @@ def methods() -> dict[str, Method]:
     return {name: parse(resolve([f"method={name}"])).method for name in options()["method"]}
 
 
+def trains(method: Method, model: ModelSpec) -> bool:
+    """Tell whether a method trains such a model; one that trains several kinds says so by its phases."""
+    if method.kind is not Kind.RANKINGS:
+        return method.model is not ModelSpec and isinstance(model, method.model)
+    if isinstance(model, LanguageModelSpec):
+        # Their phases read the model's weights.
+        return True
+    try:
+        method.phases(Setting(4, 8, model, HashingEncoder("{option}", 8, False)))
+    except UserError:
+        return False
+    return True
+
+
 def suited(group: str, choice: str) -> list[str]:
     """Return the methods that a choice is made for, by what the part itself says; all where it says nothing."""
     node = resolve([choice, *NEEDS.get(choice, [])]).get(group)
@@ -63,9 +79,7 @@ def suited(group: str, choice: str) -> list[str]:
         return [name for name, method in known.items() if hasattr(method, "local")]
     if group == "model":
         model = build(node, ModelSpec, group)
-        return [
-            name for name, method in known.items() if method.model is not ModelSpec and isinstance(model, method.model)
-        ]
+        return [name for name, method in known.items() if trains(method, model)]
     return list(known)
 
 
@@ -80,6 +94,9 @@ def test_every_choice_of_every_group_builds_with_a_method_that_it_suits(group: s
     assert fitting
     parse(resolve([f"method={fitting[0]}", choice, *needs]))
     others = set(methods()) - set(fitting) - {"uniform", "question_mean", "length_rule"}
+    if group == "model":
+        # These refuse a model once their phases are laid out.
+        others -= {name for name, method in methods().items() if method.kind is Kind.RANKINGS}
     for other in sorted(others)[:1]:
         refusal = rf"method={other} (learns from|trains a) .*choose another {group} |unknown key method\.{group};"
         with pytest.raises(UserError, match=refusal):
@@ -111,9 +128,18 @@ METHOD_PARTS = {
     "method/reward": ("method/reward", ["dprlhf", "dprlhf_rloo", "dprlhf_grpo"]),
     "method/algorithm": ("method/algorithm@method.rl.algorithm", ["dprlhf", "dprlhf_preferences"]),
     "method/aggregation": ("method/aggregation", ["plural_rlhf"]),
+    "method/start": ("method/start", ["emdpo", "emdpo_chosen"]),
+    "method/assignment": ("method/assignment", ["emdpo", "emdpo_in_sample"]),
+    "method/fair": ("method/fair", ["emdpo", "fedem_dpo"]),
+    "method/single": ("method/single", ["emdpo", "emdpo_in_sample"]),
 }
 """How parts of methods are chosen, and with which methods."""
-FILES = {"fitted_sentiment": ["method.reward.path=reviews.jsonl"]}
+PARTS_NEED = {
+    "fitted_sentiment": ["method.reward.path=reviews.jsonl"],
+    "together": ["method.types=1"],
+    "equal": ["method.start.demonstration=true"],
+}
+"""What parts of methods need besides."""
 
 
 def test_parts_of_methods_are_known() -> None:
@@ -129,15 +155,17 @@ def test_every_part_of_a_method_builds_with_the_methods_that_have_it(group: str,
         assert parse(resolve(["method=dprlhf_preferences", f"{choice}={name}"])).method.reward is None  # type: ignore[attr-defined]
         return
     built: list[Any] = [
-        parse(resolve([f"method={method}", f"{choice}={name}", *FILES.get(name, [])])).method for method in fitting
+        parse(resolve([f"method={method}", f"{choice}={name}", *PARTS_NEED.get(name, [])])).method for method in fitting
     ]
     field = group.removeprefix("method/")
     for method in built:
         part = getattr(method.rl if field == "algorithm" else method, field)
-        expected = resolve([f"method={fitting[0]}", f"{choice}={name}", *FILES.get(name, [])])["method"]
+        expected = resolve([f"method={fitting[0]}", f"{choice}={name}", *PARTS_NEED.get(name, [])])["method"]
         values = (expected["rl"] if field == "algorithm" else expected)[field]
         assert type(part).__name__ == values["_target_"].rpartition(".")[2]
-        assert all(getattr(part, key) == value for key, value in values.items() if key != "_target_")
+        for key, value in values.items():
+            if key != "_target_" and not isinstance(value, dict):
+                assert getattr(part, key) == (tuple(value) if isinstance(value, list) else value)
     with pytest.raises(UserError, match=rf"{choice}: the method that is chosen has no such part"):
         resolve(["method=fedvpa", f"{choice}={name}"])
 

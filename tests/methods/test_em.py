@@ -321,6 +321,12 @@ def test_too_few_judgments_are_refused() -> None:
         em().check(shard(judgments=1))
 
 
+def test_vectors_that_types_are_not_made_for_are_refused() -> None:
+    client = shard()
+    with pytest.raises(UserError, match=r"vectors of length 2, .* length, 3; set encoder\.size=2"):
+        em().check(dataclasses.replace(client, features=client.features[..., :2]))
+
+
 def test_every_annotator_of_a_silo_has_a_posterior_of_its_own() -> None:
     phase = em(*SHARP)
     state, alone, together = Rounds(phase).state, world(4), silo(4)

@@ -40,7 +40,7 @@ SETTING = ("data", "partition", "federation", "model", "encoder")
 TRAINED = {"ifca_dpo": 1, "oracle_types_dpo": 1, "fedem_dpo": 3}
 """Types that a client of the world below trains in a round."""
 
-SMALL = ("model=linear_utility", "method.folds.validation=0", "method.local.steps=1")
+SMALL = ("model=linear_utility", "method/fair=none", "method.folds.validation=0", "method.local.steps=1")
 
 
 @functools.cache

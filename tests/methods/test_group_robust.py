@@ -27,6 +27,7 @@ TASTES = {"many": torch.tensor([2.0, 1.0, 0.0]), "few": torch.tensor([-2.0, 1.0,
 NAME = "types.0.score.weight"
 SMALL = (
     "model=linear_utility",
+    "method/fair=none",
     "model.init_std=0.1",
     "method.batch=null",
     "method.folds.assess=null",
@@ -206,3 +207,8 @@ def test_annotators_of_no_known_group_are_refused(clients: list[RankingShard]) -
 def test_several_types_are_refused() -> None:
     with pytest.raises(UserError, match=r"trains one policy, method.types=2; set method.types=1"):
         robust("method.types=2")
+
+
+def test_there_is_nothing_to_mix() -> None:
+    with pytest.raises(UserError, match=r"trains one policy, there is nothing to mix; set method/fair=none"):
+        robust("method/fair=regret")

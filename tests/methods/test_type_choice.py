@@ -220,6 +220,7 @@ def test_ties_go_to_fewer_types() -> None:
         ("method.choices=[4,2]", "must ascend"),
         ("method.choices=[2,2,4]", "must ascend"),
         ("method.choices=[1,2]", r"goes up to 2, method.types=4.*method.types=2"),
+        ("method/fair=regret", r"mixes none; set method/fair=none, and take method=emdpo"),
     ],
 )
 def test_choices_that_cannot_be_compared_are_refused(override: str, message: str) -> None:

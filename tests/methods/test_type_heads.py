@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from fedalign.errors import UserError
 from fedalign.methods.type_heads import HeadTypes
 from fedalign.models.utility import LinearUtility
 from fedalign.rng import Streams
@@ -20,6 +22,12 @@ def test_utilities_are_the_network_s_for_every_response() -> None:
     torch.testing.assert_close(found.values, expected)
     assert found.values.requires_grad
     assert found.likelihood is None
+
+
+def test_vectors_of_another_length_than_the_encoder_s_are_refused() -> None:
+    HeadTypes(LinearUtility(1.0), FEATURES).check(shard())
+    with pytest.raises(UserError, match=r"client 'ann': .* of length 3, .* length, 4; set encoder\.size=3"):
+        HeadTypes(LinearUtility(1.0), FEATURES + 1).check(shard())
 
 
 def test_a_fresh_type_follows_from_its_streams_alone() -> None:

@@ -31,7 +31,7 @@ SIZES = (6, 3, 2, 2, 0.0)
 class Given(ClusteredStart):
     """Signatures that a test gives."""
 
-    def raw(self, model: TypeModel, base: State, shard: RankingShard, seed: int) -> Tensor:
+    def raw(self, model: TypeModel, base: State, shard: RankingShard, index: Tensor, seed: int) -> Tensor:
         return shard.features.flatten(1)
 
 
@@ -101,14 +101,14 @@ def test_a_shake_is_relative_to_the_size_of_all_parameters() -> None:
 
 def test_a_probe_s_signature_is_its_scores_filled_up_with_zeros() -> None:
     client = shard("c", ("p0", "p1"), ("a", "b"), menus=1)
-    found = ProbeStart(*SIZES).signatures(HEADS, {}, client, 0)
+    found = ProbeStart(*SIZES).signatures(HEADS, {}, client, client.train, 0)
     assert found.dtype == torch.float64
     torch.testing.assert_close(found[:, :3].float(), borda(client.probe[:, 0]))
     assert not found[:, 3:].any()
 
 
 def test_annotators_who_were_asked_nothing_are_refused() -> None:
-    with pytest.raises(UserError, match=r"'ann' has no answers to a probe; set data\.probe_menus"):
+    with pytest.raises(UserError, match=r"'ann' has annotators without answers to a probe; set data\.probe_menus"):
         ProbeStart(*SIZES).check(shard(menus=0))
     ProbeStart(*SIZES).check(shard(menus=1))
 
@@ -116,17 +116,17 @@ def test_annotators_who_were_asked_nothing_are_refused() -> None:
 def test_a_projection_is_one_matrix_for_all_clients_and_nearly_keeps_distances() -> None:
     start, features = Given(400, 1, 1, 1, 0.0), torch.randn(4, 9000, generator=torch.Generator().manual_seed(0))
     client = dataclasses.replace(shard(), features=features[:, None, :])
-    found = start.signatures(HEADS, {}, client, 3)
-    alone = start.signatures(HEADS, {}, dataclasses.replace(client, features=features[1:2, None, :]), 3)
+    found = start.signatures(HEADS, {}, client, client.train, 3)
+    alone = start.signatures(HEADS, {}, dataclasses.replace(client, features=features[1:2, None, :]), client.train, 3)
     torch.testing.assert_close(found[1:2], alone)
     torch.testing.assert_close(torch.pdist(found), torch.pdist(features.double()), rtol=0.15, atol=0)
-    assert not torch.allclose(found, start.signatures(HEADS, {}, client, 4))
+    assert not torch.allclose(found, start.signatures(HEADS, {}, client, client.train, 4))
 
 
 def test_a_delta_of_one_step_is_the_direction_of_the_annotator_s_own_gradient() -> None:
     client = silo(2)
     base = {"score.weight": torch.tensor([[0.3, -0.2, 0.1]])}
-    found = deltas().raw(HEADS, base, client, 0)
+    found = deltas().raw(HEADS, base, client, client.train, 0)
     for number in (0, 1):
         own = client.train[client.owner[client.train] == number]
         weight = base["score.weight"][0].clone().requires_grad_()
@@ -138,11 +138,12 @@ def test_a_delta_of_one_step_is_the_direction_of_the_annotator_s_own_gradient() 
 def test_a_delta_tells_nothing_of_other_annotators_or_of_test_judgments_or_types() -> None:
     start, base = deltas(steps=3), {"score.weight": torch.tensor([[0.3, -0.2, 0.1]])}
     start = dataclasses.replace(start, batch=3)
-    together = start.signatures(HEADS, base, silo(3), 0)
+    together = start.signatures(HEADS, base, silo(3), silo(3).train, 0)
     for number in range(3):
         alone = shard(f"device-{number}", (f"p{number}",), (["a", "b", "a"][number],))
         features = alone.features.clone()
         features[alone.test] = torch.randn(features[alone.test].shape, generator=torch.Generator().manual_seed(1))
         changed = dataclasses.replace(alone, features=features, types=(None,))
-        torch.testing.assert_close(start.signatures(HEADS, base, changed, 0), together[number : number + 1])
+        found = start.signatures(HEADS, base, changed, changed.train, 0)
+        torch.testing.assert_close(found, together[number : number + 1])
     assert not torch.allclose(together[0], together[1])

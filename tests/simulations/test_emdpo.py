@@ -5,18 +5,23 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from fedalign.config import RunConfig, parse, resolve
 from fedalign.data.linear_rankings import LinearRankings
+from fedalign.data.pair_vocabulary import CRITICISM, FILLER, ORNATE_ADVERBS, PRAISE
+from fedalign.data.synthetic_rankings import SyntheticRankings
 from fedalign.methods.emdpo import EMDPO
 from fedalign.methods.type_start import ClusteredStart, EqualStart, RandomStart
 from fedalign.rng import Streams
 from fedalign.run import start
 from simulations.emdpo.arms import (
     CHOSEN,
+    DATA,
     EXPERIMENTS,
     FEDERATED_JUDGMENTS,
     FORMS,
@@ -27,12 +32,27 @@ from simulations.emdpo.arms import (
     chosen,
     overrides,
 )
+from simulations.emdpo.base import batch
 from simulations.emdpo.exact import alike, divergence, middle_first, won
+from simulations.emdpo.language import BASE
+from simulations.emdpo.language_tables import (
+    ANNOTATORS,
+    HINDSIGHT,
+    MEAN,
+    WORST,
+    hindsight,
+    reference,
+    regret,
+    regrets,
+    types_told,
+    written,
+)
 from simulations.emdpo.plots import gain, identifiability_plot
+from simulations.emdpo.policies import mixtures_of, parts_of, utilities_of
 from simulations.emdpo.real import differences
 from simulations.emdpo.record import SeedResult, from_json
-from simulations.emdpo.results import read_all, read_run, with_tables
-from simulations.emdpo.run import Task, execute, tasks
+from simulations.emdpo.results import read_all, read_run, with_tables, write_results
+from simulations.emdpo.run import Task, execute, finished, tasks
 from simulations.emdpo.tables import federated, identifiability, real, tables, toy
 from simulations.emdpo.tuning import best
 from simulations.records import to_json
@@ -40,20 +60,26 @@ from simulations.records import to_json
 FOLDER = Path(__file__).resolve().parents[2] / "simulations" / "emdpo"
 
 
+FOLDERS = {DATA: "folder", BASE: "model"}
 COMPARED = {
     "toy": ("pair_1", "pair_8", "best_1", "full_1"),
     "federated": tuple(f"{name}_8" for name in VARIANTS),
-    "real": ("e2e_k1", "e2e_k2", "e2e_k4", "llmfao_k1", "llmfao_k2"),
+    "real": ("e2e_k1", "e2e_k2", "e2e_k4", "quality_k1", "llmfao_k1", "llmfao_k2"),
 }
 
 
 @pytest.fixture(scope="module")
 def configs() -> dict[str, RunConfig]:
     return {
-        f"{name}/{arm.name}": parse(resolve([*overrides(arm, "folder")]))
+        f"{name}/{arm.name}": parse(resolve([*overrides(arm, FOLDERS)]))
         for name, compared in COMPARED.items()
         for arm in chosen(EXPERIMENTS[name], compared)
     }
+
+
+@pytest.fixture(scope="module")
+def language() -> dict[str, RunConfig]:
+    return {arm.name: parse(resolve([*overrides(arm, FOLDERS)])) for arm in EXPERIMENTS["language"].arms}
 
 
 def method_of(config: RunConfig) -> EMDPO:
@@ -78,11 +104,11 @@ def test_federated_variants_differ_in_what_their_names_say(configs: dict[str, Ru
     soft = configs["federated/soft_8"]
     assert soft.federation.rounds == 150
     assert isinstance(method_of(soft).start, RandomStart)
-    assert method_of(soft).folds.cross_fit
+    assert not method_of(soft).folds.cross_fit
     for name in VARIANTS:
         config = configs[f"federated/{name}_8"]
         assert config.data == soft.data
-        if name in ("equal", "hard", "steps_1", "steps_20"):
+        if name in ("equal", "halves", "hard", "steps_1", "steps_20"):
             assert config.federation == soft.federation
             assert config.method != soft.method
         else:
@@ -145,7 +171,7 @@ def test_drawn_judgments_have_the_exact_probabilities() -> None:
 
 
 def test_runs_come_seed_by_seed(tmp_path: Path) -> None:
-    todo = tasks(EXPERIMENTS["toy"], tmp_path, "data", [0, 1])
+    todo = tasks(EXPERIMENTS["toy"], tmp_path, FOLDERS, [0, 1])
     arms = EXPERIMENTS["toy"].arms
     assert len({task.directory for task in todo}) == 2 * len(arms)
     assert [task.overrides[-1] for task in todo] == ["seed=0"] * len(arms) + ["seed=1"] * len(arms)
@@ -163,7 +189,7 @@ SMALL = (
 
 def test_a_run_is_scored_by_its_model_and_its_world(tmp_path: Path) -> None:
     (arm,) = chosen(EXPERIMENTS["toy"], ["full_16"])
-    kept = [one for one in overrides(arm, "data") if one.partition("=")[0] not in {s.partition("=")[0] for s in SMALL}]
+    kept = [one for one in overrides(arm, FOLDERS) if one.partition("=")[0] not in {s.partition("=")[0] for s in SMALL}]
     directory = tmp_path / "toy" / "full_16" / "seed-0"
     execute(Task(directory, (*kept, *SMALL, "seed=0"), ("bayes", "fresh", "people")))
     result = read_run(directory)
@@ -220,6 +246,113 @@ def test_the_bootstrap_is_over_annotators() -> None:
     assert "+0.1000 [+0.1000, +0.1000]" in real(found, "e2e")
 
 
+def made_up(shares: tuple[float, float], utilities: dict[str, tuple[float, float]]) -> SeedResult:
+    """Return scores of a run with two true types, for praise and against it."""
+    names = ("praise", "criticism")
+    scores = {f"weight/shares/{k}": share for k, share in enumerate(shares) if share}
+    scores |= {"share/praise": 0.75, "share/criticism": 0.25}
+    for policy, values in utilities.items():
+        scores |= {f"utility/{policy}/{name}": value for name, value in zip(names, values, strict=True)}
+        scores |= {f"mean/junk/{policy}": 0.0, f"perplexity/{policy}": 2.0 + values[0]}
+    return SeedResult(scores, 1.0)
+
+
+def test_regret_is_what_the_best_policy_of_the_seed_has_more() -> None:
+    one = made_up((1.0, 0.0), {"0": (0.75, -0.5), "base": (0.0, -0.25)})
+    two = made_up((0.75, 0.25), {"0": (0.5, -1.0), "1": (-0.5, 1.0), "base": (0.0, -0.25), "log_linear": (0.25, 0.5)})
+    two.scores.update({f"weight/{name}/{k}": 0.5 for name in ("mmra", "mmra_normalised", "maxmin") for k in (0, 1)})
+    found = {"dpo_16": {11: one}, "em_16": {11: two}}
+    assert [reference(found, 11, name) for name in ("praise", "criticism")] == [0.75, 1.0]
+    alone = regrets(found, "dpo_16", "shares")[11]
+    assert alone == {"praise": 0.0, "criticism": 1.5, WORST: 1.5, MEAN: 0.75, ANNOTATORS: 0.375}
+    mixture = regrets(found, "em_16", "mmra")[11]
+    assert (mixture["praise"], mixture["criticism"], mixture[WORST]) == (0.75, 1.0, 1.0)
+    assert regrets(found, "em_16", "log_linear")[11]["criticism"] == 0.5
+    assert regrets(found, "em_430", "mmra") == {}
+    # 0.25 + (1 - w) and 2 w are equal at w = 5 / 12.
+    assert hindsight(two.scores, {"praise": 0.75, "criticism": 1.0}) == pytest.approx({"0": 5 / 12, "1": 7 / 12})
+    assert regrets(found, "em_16", HINDSIGHT)[11][WORST] == pytest.approx(5 / 6)
+    rows = regret(found)
+    assert "| EM-DPO, mixed by shares, 1 seed | 0.50 | 1.50 | 1.50 | 1.00 | 0.75 |" in rows
+    assert "| EM-DPO + MMRA − one DPO for all | +0.75 | -0.50 | -0.50 | +0.12 | +0.44 |" in rows
+    assert "Cluster" not in rows
+    # The merge suits nobody's type better than a type's own policy, and is no type's.
+    assert "| EM-DPO, 1 seed | 0.50 | 1.00 | 0.00 | 2.2 |" in written(found)
+    assert "| base model, 1 seed | 0.00 | -0.25 | 0.00 | 2.0 |" in written(found)
+
+
+def test_tables_of_the_language_model_leave_out_what_has_not_run() -> None:
+    assert regret({}).count("|\n") == 2
+    told = types_told({"em_16": {11: scored(**{"start/type_accuracy": 0.9, "test/type_accuracy": 1.0})}})
+    assert "| EM-DPO, 1 seed | 0.90 | 1.00 | – |" in told
+    assert "one DPO" not in told
+
+
+def test_mixtures_are_those_of_the_games() -> None:
+    rewards = torch.tensor([[8.0, -8.0], [-2.0, 2.0]])
+    mixtures = mixtures_of(rewards, torch.tensor([3.0, 1.0]))
+    assert mixtures["shares"].tolist() == [0.75, 0.25]
+    # Regrets 16 w_1 and 4 w_0 are equal at w_1 = 0.2; as shares of 8 and 2 both are 2.
+    assert mixtures["mmra"].tolist() == pytest.approx([0.8, 0.2])
+    assert mixtures["mmra_normalised"].tolist() == pytest.approx([0.5, 0.5])
+    # Rewards 8 (2 w_0 - 1) and 2 (1 - 2 w_0): the worse one is highest, 0, at one half.
+    assert mixtures["maxmin"].tolist() == pytest.approx([0.5, 0.5])
+    assert mixtures_of(torch.tensor([[-1.0]]), torch.tensor([1.0]))["mmra"].tolist() == [1.0]
+
+
+def test_texts_are_worth_what_the_world_says() -> None:
+    data = parse(resolve(["method=emdpo"])).data
+    assert isinstance(data, SyntheticRankings)
+    texts = [f" was {PRAISE[0]}.", f" was {ORNATE_ADVERBS[0]} {CRITICISM[0]} {FILLER[0]}."]
+    assert parts_of(texts) == {"tone": 0.0, "style": -0.5, "junk": 0.5}
+    assert utilities_of(texts, data) == {"praise": -0.5, "criticism": -0.5, "ornate": 0.0}
+
+
+def test_language_arms_differ_in_method_start_and_judgments(language: dict[str, RunConfig]) -> None:
+    few = [config for name, config in language.items() if name != "em_430"]
+    assert len({(config.data, config.model, config.federation) for config in few}) == 1
+    assert language["em_430"].model == few[0].model
+    assert {config.method.name for config in few} == {"dpo", "cluster_dpo", "emdpo", "emdpo_in_sample"}
+    ours = method_of(language["em_16"])
+    halves = replace(method_of(language["insample_16"]).folds, cross_fit=True)
+    assert replace(method_of(language["insample_16"]), name="emdpo", folds=halves) == ours
+    assert replace(method_of(language["random_16"]), start=ours.start) == ours
+    assert isinstance(method_of(language["random_16"]).start, RandomStart)
+
+
+def test_the_base_model_reads_responses_and_where_they_end() -> None:
+    class Words:
+        eos_token_id = 9
+
+        def __call__(self, text: str) -> dict[str, list[int]]:
+            return {"input_ids": [int(word) for word in text.split()]}
+
+    words: Any = Words()
+    ids, labels, mask = batch(words, [("1 2", "3"), ("4", "5 6 7")])
+    assert ids.tolist() == [[1, 2, 3, 9, 9], [4, 5, 6, 7, 9]]
+    assert labels.tolist() == [[-100, -100, 3, 9, -100], [-100, 5, 6, 7, 9]]
+    assert mask.tolist() == [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
+
+
+def test_a_finished_run_is_scored_and_not_run_again(tmp_path: Path) -> None:
+    directory = tmp_path / "seed-0"
+    directory.mkdir()
+    task = Task(directory, ("nonsense",), ())
+    (directory / "summary.json").write_text('{"status": "running"}')
+    assert not finished(task)
+    (directory / "summary.json").write_text('{"status": "completed"}')
+    assert finished(task)
+    execute(task)
+    assert (directory / "scores.json").read_text() == "{}"
+
+
+def test_an_experiment_without_runs_keeps_its_record(tmp_path: Path) -> None:
+    (tmp_path / "real.json").write_text(to_json({"e2e_k1": {0: scored(a=0.5)}}))
+    write_results(tmp_path / "runs", tmp_path)
+    assert from_json((tmp_path / "real.json").read_text()) == {"e2e_k1": {0: scored(a=0.5)}}
+    assert from_json((tmp_path / "language.json").read_text()) == {}
+
+
 def test_results_survive_their_file() -> None:
     found = {"arm": {0: scored(a=0.5), 3: scored(b=1.0)}}
     assert from_json(to_json(found)) == found
@@ -253,6 +386,6 @@ def test_recorded_runs_hold_what_the_experiments_are_for() -> None:
 
 def test_the_symmetric_start_is_refused_without_a_demonstration(tmp_path: Path) -> None:
     (arm,) = chosen(EXPERIMENTS["federated"], ["equal_8"])
-    kept = [one for one in overrides(arm, "data") if not one.startswith("method.start.demonstration")]
+    kept = [one for one in overrides(arm, FOLDERS) if not one.startswith("method.start.demonstration")]
     with pytest.raises(Exception, match="stay alike"):
         start([*kept, f"output='{tmp_path / 'run'}'"])
