@@ -253,6 +253,54 @@ def _language() -> tuple[Arm, ...]:
     return tuple(Arm(name, label, own) for name, (label, own) in LANGUAGE.items())
 
 
+EPSILONS = (1, 2, 4, 8)
+_PRIVATE = (
+    "method=emdpo",
+    "data=linear_rankings",
+    "data.scale=3",
+    "data.form=pair",
+    "data.responses=2",
+    "data.train_judgments=8",
+    "data.test_judgments=4",
+    "data.annotators=600",
+    "data.probe_menus=8",
+    "encoder.size=4",
+    "model=linear_utility",
+    "method.types=2",
+    "method/fair=none",
+    "method.folds.cross_fit=false",
+    "method.folds.validation=0",
+    "method.folds.assess=null",
+    "method.evaluation.known=null",
+    "method.batch=null",
+    "method.local.schedule=constant",
+    "method.local.max_grad_norm=null",
+    "method.local.lr=0.5",
+    "method.start.dimensions=8",
+    "method.start.iterations=3",
+    "method.start.restarts=2",
+    "method.least_mass=10",
+    "federation=fedavg",
+    "federation/sampler=poisson",
+    "federation.sampler.rate=0.2",
+    "federation.rounds=15",
+    "federation.evaluate_every=1000",
+    "federation.checkpoint_every=1000",
+)
+
+
+def _private() -> tuple[Arm, ...]:
+    """Return arms without a guarantee and with one for clients, central noise, at several epsilons."""
+    guarded = ("privacy=central", "privacy/randomness=seeded", "privacy/metrics=withheld")
+    return (
+        Arm("eps_none", "no guarantee", _PRIVATE),
+        *(
+            Arm(f"eps_{epsilon}", f"epsilon {epsilon}", (*_PRIVATE, *guarded, f"privacy.epsilon={epsilon}"))
+            for epsilon in EPSILONS
+        ),
+    )
+
+
 EXPERIMENTS: Mapping[str, Experiment] = {
     each.name: each
     for each in (
@@ -261,6 +309,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         Experiment("identifiability", _identifiability(), (0, 1, 2, 3, 4), ("fresh",)),
         Experiment("tuning", _tuning(), (TUNING_SEED,)),
         Experiment("real", _real(), (0, 1, 2, 3, 4), ("people", "alike")),
+        Experiment("private", _private(), (0, 1, 2), ("bayes", "told")),
         Experiment("language", _language(), LANGUAGE_SEEDS, ("policies",)),
     )
 }

@@ -8,8 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fedalign.contribution import Contribution, total
 from fedalign.data.linear_rankings import LinearRankings, type_name
 from fedalign.methods.type_model import PRIOR, all_utilities
+from fedalign.metrics.types import assignment_metrics, assignment_sums
 from fedalign.objectives.em import mixture_log_likelihood, per_annotator
 from fedalign.objectives.plackett_luce import ranking_log_likelihood
 from fedalign.rng import Streams
@@ -35,6 +37,18 @@ def bayes(path: Path) -> dict[str, float]:
         right += sum(names[k] == kind for k, kind in zip(told.tolist(), shard.types, strict=True))
         people += len(shard.people)
     return {"bayes_accuracy": right / people}
+
+
+def told(path: Path) -> dict[str, float]:
+    """Return how many annotators' types a run tells from its judgments, for runs that tell no metrics themselves."""
+    run = opened(path)
+    sums = total(
+        Contribution(assignment_sums(run.phase.shares_of(run.state, shard, known, run.config.seed), shard.types))
+        for shard in run.shards()
+        for known in [run.phase.divided(shard, run.config.seed)[0]]
+    )
+    found = assignment_metrics(sums.tensors)
+    return {f"told/{name}": found[name] for name in ("type_accuracy", "largest_type_share")}
 
 
 def fresh(path: Path) -> dict[str, float]:
@@ -100,6 +114,7 @@ def alike(path: Path) -> dict[str, float]:
 
 SCORES: Mapping[str, Callable[[Path], dict[str, float]]] = {
     "bayes": bayes,
+    "told": told,
     "fresh": fresh,
     "people": people,
     "alike": alike,

@@ -49,6 +49,7 @@ def tables(found: Mapping[str, Results]) -> str:
     sections = {
         "Type accuracy in the toy, by judgments of a user": toy(found["toy"]),
         "Type accuracy in federation, pairs, by judgments of a client": federated(found["federated"]),
+        "Type accuracy under central noise, one guarantee for each client": private(found["private"]),
         "Two opposite halves against indifference, b = 3, exact": exact(),
         "Gain of two types over one on new annotators, in nats a judgment": identifiability(found["identifiability"]),
         **{
@@ -96,6 +97,24 @@ def federated(found: Results) -> str:
         cells += [f"{NOTE_ORACLE[place]:.3f}", _mean(found, f"soft_{m}", BAYES) + least, "–"]
     rows.append(("oracle: utilities known", cells))
     return table(header, rows)
+
+
+def private(found: Results) -> str:
+    """Return type accuracy by epsilon."""
+    arms = EXPERIMENTS["private"].arms
+    names = {"types told": "told/type_accuracy", "largest type": "told/largest_type_share"}
+    rows = [
+        (
+            f"{arm.label}, {len(found.get(arm.name, {}))} seeds",
+            [
+                *(_mean(found, arm.name, name) for name in names.values()),
+                _apart(found, arm.name) if arm.name != "eps_none" else "–",
+            ],
+        )
+        for arm in arms
+    ]
+    rows.append(("utilities known", [_mean(found, "eps_none", BAYES), "–", "–"]))
+    return table(["", *names, "types told − no guarantee"], rows)
 
 
 def exact() -> str:
@@ -162,6 +181,13 @@ def _mean(found: Results, arm: str, name: str, form: str = ".3f") -> str:
 def _distance(found: Results, arm: str) -> str:
     pair: Estimate | None = paired_difference(values_of(found, arm, TYPED), values_of(found, arm, BAYES))
     return cell(pair, "+.3f")
+
+
+def _apart(found: Results, arm: str) -> str:
+    """Return how many types a guarantee costs, paired by seed."""
+    told = "told/type_accuracy"
+    pair = paired_difference(values_of(found, arm, told), values_of(found, "eps_none", told))
+    return "–" if pair is None else cell(pair, "+.3f")
 
 
 def _short(found: Results, name: str) -> str:
