@@ -135,7 +135,7 @@ def test_clusters_of_a_clear_world_are_the_true_types() -> None:
 def test_an_unseen_client_need_not_have_been_asked() -> None:
     start, _ = starting(*PROBE)
     start.check(shard(menus=0, role=Role.UNSEEN))
-    with pytest.raises(UserError, match="no answers to a probe"):
+    with pytest.raises(UserError, match="annotators without answers to a probe"):
         start.check(shard(menus=0))
 
 

@@ -112,4 +112,4 @@ def test_a_number_of_types_that_does_not_fit_is_refused(rule: TypeAssignment, ty
 
 def test_a_true_type_without_a_learnt_one_is_named() -> None:
     with pytest.raises(UserError, match="annotators here are of type y; name"):
-        KnownTypes(("x", "z")).annotators(evidence(LIKELY[:2], (0.5, 0.5)))
+        KnownTypes(("x", "z")).check_people(evidence(LIKELY[:2], (0.5, 0.5)).types)
