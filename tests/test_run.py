@@ -185,10 +185,11 @@ def test_a_finished_run_resumed_ends_where_it_was(tmp_path: Path, trained: Path)
 def test_what_cannot_be_resumed_is_left_as_it_is(tmp_path: Path, trained: Path, damage: Any, message: str) -> None:
     shutil.copytree(trained, tmp_path / "again")
     damage(tmp_path / "again")
-    files = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
+    # Not the cache beside it, which opening the data may fill.
+    files = sorted((tmp_path / "again").rglob("*"))
     with pytest.raises(UserError, match=message):
         resume(tmp_path / "again")
-    assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == files
+    assert sorted((tmp_path / "again").rglob("*")) == files
 
 
 def test_another_method_cannot_go_on_from_it(tmp_path: Path, trained: Path) -> None:

@@ -71,7 +71,7 @@ LOCAL = (
     "proximal_mu=1",
     "max_grad_norm=0.1",
 )
-COLLAPSED = "method.collapse.largest=0.5 method.collapse.patience=1 ->"
+COLLAPSED = "method.collapse.action=restart method.collapse.largest=0.5 method.collapse.patience=1 ->"
 DELTAS = "method/start=deltas"
 
 EMDPO = [
@@ -94,7 +94,7 @@ EMDPO = [
     f"{COLLAPSED} method.collapse.action=warn",
     f"{COLLAPSED} method.collapse.restarts=1",
     f"{COLLAPSED} method.collapse.scale=1",
-    "method.collapse.patience=1 method.collapse.largest=1 -> method.collapse.effective=1",
+    f"{COLLAPSED.replace('0.5', '1')} method.collapse.effective=1",
     "method.local.optimizer=adam -> method.local.optimizer_state=persist",
     "method.start.dimensions=2",
     "method.start.iterations=1",
