@@ -90,7 +90,7 @@ def _decode(
     cache, tokens = None, []
     for step in range(max_new_tokens):
         logits, cache = policy.advance(ids, mask, z, cache, use_cache, last_only=True)
-        chosen = _choose(logits[:, -1], temperature, None if draws is None else draws[:, step])
+        chosen = choose(logits[:, -1], temperature, None if draws is None else draws[:, step])
         chosen = chosen.masked_fill(ended, policy.pad_token)
         tokens.append(chosen)
         ended |= torch.isin(chosen, ends)
@@ -102,7 +102,7 @@ def _decode(
     return torch.stack(tokens, 1)
 
 
-def _choose(logits: Tensor, temperature: float, draws: Tensor | None) -> Tensor:
+def choose(logits: Tensor, temperature: float, draws: Tensor | None) -> Tensor:
     """Return one token a row, shape (B,), by inverting the cumulative distribution at ``draws``, or the likeliest."""
     if draws is None:
         return logits.argmax(dim=1)
