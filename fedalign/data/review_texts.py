@@ -75,6 +75,11 @@ def filler_score(text: str) -> int:
     return sum(word in _JUNK for word in _words(text))
 
 
+def word_count(text: str) -> int:
+    """Return how many words a text has; signs and numbers are none."""
+    return len(_words(text))
+
+
 def attribute_score(attribute: str, text: str) -> int:
     """Return a text's score in one of the attributes ``tone`` and ``style``."""
     return {"tone": tone_score, "style": style_score}[attribute](text)

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedalign.data.review_texts import filler_score, tone_score
+from fedalign.data.review_texts import filler_score, style_score, tone_score, word_count
 
 KEY = "method.reward"
 """Where the settings of a reward stand in the configuration, for error messages."""
@@ -130,7 +130,55 @@ class Tone(TextReward):
         return torch.tensor([self._value(text) for text in texts], dtype=torch.float32)
 
     def _value(self, text: str) -> float:
-        return min(max(tone_score(text), -self.limit), self.limit) - self.filler * filler_score(text)
+        return _clipped(tone_score(text), self.limit) - self.filler * filler_score(text)
+
+
+@dataclass(frozen=True)
+class Style(TextReward):
+    """The style of the synthetic review worlds: plain words less ornate words.
+
+    Parameters
+    ----------
+    limit : float
+        The words of style count up to this many either way, so that repeating them does not pay without end.
+    """
+
+    name: ClassVar[str] = "style"
+
+    limit: Annotated[float, Field(gt=0.0)]
+
+    def score(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
+        """Return the styles of the responses."""
+        texts = scored_texts("response", prompts, responses)
+        return torch.tensor([_clipped(style_score(text), self.limit) for text in texts], dtype=torch.float32)
+
+
+@dataclass(frozen=True)
+class Length(TextReward):
+    """How long a response is: its words above the middle, in [-1, 1].
+
+    Parameters
+    ----------
+    middle : float
+        Words of a response that is worth 0.
+    half : float
+        Words above it, or below, from where on a response is worth 1, or -1.
+    """
+
+    name: ClassVar[str] = "length"
+
+    middle: Annotated[float, Field(ge=0.0)]
+    half: Annotated[float, Field(gt=0.0)]
+
+    def score(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
+        """Return the lengths of the responses."""
+        texts = scored_texts("response", prompts, responses)
+        values = [_clipped((word_count(text) - self.middle) / self.half, 1.0) for text in texts]
+        return torch.tensor(values, dtype=torch.float32)
+
+
+def _clipped(value: float, limit: float) -> float:
+    return min(max(value, -limit), limit)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -11,11 +12,11 @@ import torch
 from fedalign.build import build
 from fedalign.config import conf_directory
 from fedalign.data import pair_vocabulary as vocabulary
-from fedalign.data.review_texts import continuation, draw_prompts
-from fedalign.methods.text_reward import TextReward, Tone, Vader, scored_texts
+from fedalign.data.review_texts import continuation, draw_prompts, word_count
+from fedalign.methods.text_reward import Length, Style, TextReward, Tone, Vader, scored_texts
 from tests.methods.rewards import STRANGE, shipped
 
-COUNTING = [Vader("response"), Vader("text"), Tone(3.0, 0.5)]
+COUNTING = [Vader("response"), Vader("text"), Tone(3.0, 0.5), Style(3.0), Length(11.0, 5.0)]
 
 
 def one(reward: TextReward, response: str, prompt: str = "") -> float:
@@ -93,13 +94,51 @@ def test_tone_prefers_what_the_world_calls_good() -> None:
     assert bool((scores[1, False] < scores[1, True]).all())
 
 
+def test_style_counts_words_up_to_its_limit_and_nothing_else() -> None:
+    plain, ornate, junk = vocabulary.PLAIN_ADVERBS, vocabulary.ORNATE_CONNECTIVES, vocabulary.FILLER[0]
+    reward = Style(3.0)
+    assert one(reward, " ".join(plain[:2])) == 2.0
+    assert one(reward, f"{plain[0]} {ornate[0]} {ornate[1]}") == -1.0
+    assert one(reward, f"{plain[0]} " * 50) == 3.0
+    assert one(reward, f"{ornate[0]} " * 50) == -3.0
+    assert one(Style(1.5), f"{plain[0]} " * 50) == 1.5
+    assert one(reward, f"{vocabulary.PRAISE[0]} {junk}") == 0.0
+    assert one(reward, "", prompt=plain[0]) == 0.0
+
+
+def test_length_is_linear_in_words_between_its_ends() -> None:
+    reward = Length(4.0, 2.0)
+    assert [one(reward, "a " * words) for words in range(8)] == [-1.0, -1.0, -1.0, -0.5, 0.0, 0.5, 1.0, 1.0]
+    assert one(Length(5.0, 2.0), "a " * 4) == -0.5
+    assert one(Length(4.0, 4.0), "a " * 5) == 0.25
+    assert one(reward, "was great, in the end ... !!! 10", prompt="The acting") == 0.5
+
+
+def test_style_and_length_tell_the_sides_of_the_world_apart() -> None:
+    """The middle of the shipped length lies between the words of a short response and those of a long one."""
+    rng = np.random.default_rng(0)
+    prompts = draw_prompts(200, rng)
+    rewards = [build(shipped(kind), TextReward, "method.reward") for kind in ("style", "length")]
+    means = {}
+    for style, words in itertools.product((1, -1), (1, 2)):
+        responses = [continuation(p, {"tone": 1, "style": style}, True, words, rng) for p in prompts]
+        styles, lengths = (reward.score([p.text for p in prompts], responses) for reward in rewards)
+        assert styles.tolist() == [style * (2 * words - 1)] * 200
+        assert bool((lengths.sign() == (1 if words == 2 else -1)).all())
+        means[style, words] = float(np.mean([word_count(response) for response in responses]))
+    middle, half = shipped("length")["middle"], shipped("length")["half"]
+    for style in (1, -1):
+        assert (means[style, 1] + means[style, 2]) / 2 == pytest.approx(middle, abs=0.5)
+        assert (means[style, 2] - means[style, 1]) / 2 == pytest.approx(half, abs=0.5)
+
+
 def test_every_shipped_reward_builds_under_a_name_of_its_own() -> None:
     files = sorted((conf_directory() / "method" / "reward").glob("*.yaml"))
     built = [build(shipped(path.stem), TextReward, "method.reward") for path in files]
     assert [reward.name for reward in built] == [path.stem for path in files]
-    assert len(files) == 5
+    assert len(files) == 7
 
 
-@pytest.mark.parametrize("kind", ["vader", "tone"])
+@pytest.mark.parametrize("kind", ["vader", "tone", "style", "length"])
 def test_what_needs_nothing_is_prepared_at_once(kind: str) -> None:
     build(shipped(kind), TextReward, "method.reward").prepare()
