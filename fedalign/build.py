@@ -83,6 +83,10 @@ def _value(value: Any, hint: Any, key: str) -> Any:
     for option in options:
         if isinstance(option, type) and _is_node_type(option):
             return build(value, option, key)
+    if typing.get_origin(hint) is Mapping and isinstance(value, Mapping):
+        part = typing.get_args(hint)[1]
+        if isinstance(part, type) and _is_node_type(part):
+            return {str(name): build(node, part, _join(key, str(name))) for name, node in value.items()}
     try:
         # As JSON, whose strict mode takes a list for a tuple but neither true nor "1" for the number 1.
         return pydantic.TypeAdapter(hint).validate_json(json.dumps(value, default=str), strict=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fedalign.hub import model_folder
 from fedalign.models.causal import token_positions
-from fedalign.objectives.expert_mixture import expert_log_weights
+from fedalign.models.mixture import expert_log_weights
 from fedalign.pretrained import load_network
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedalign.objectives.expert_mixture import truncate
+from fedalign.models.mixture import truncate
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,25 @@ class Experts(ABC):
         cache : Any
         """
 
+    def base(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return what a model that favours no expert finds of the tokens that follow; without gradients.
+
+        Where experts are made of one model, that model; by default their even mixture.
+
+        Parameters
+        ----------
+        input_ids, attention_mask : int64 tensor, shape (B, T)
+
+        Returns
+        -------
+        float32 tensor, shape (B, T, V)
+            Log-probabilities.
+        """
+        count = len(self.names)
+        everyone = torch.ones(len(input_ids), count, dtype=torch.bool, device=input_ids.device)
+        found, _ = self.advance(Pairs.of(everyone), input_ids, attention_mask, None, keep_cache=False)
+        return found.view(len(input_ids), count, *found.shape[1:]).logsumexp(1) - math.log(count)
+
 
 class TopTokens(Experts):
     """Experts of which only the likeliest tokens are known, as from a service that gives no more.
@@ -110,7 +130,7 @@ class TopTokens(Experts):
     top : int
         Tokens that are known.
     floor : float
-        Probability that the others share with all, see :func:`fedalign.objectives.expert_mixture.truncate`.
+        Probability that the others share with all, see :func:`fedalign.models.mixture.truncate`.
     """
 
     def __init__(self, experts: Experts, top: int, floor: float) -> None:

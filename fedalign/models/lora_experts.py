@@ -115,6 +115,13 @@ class LoraExperts(Experts):
         logits, cache = self._base.advance(*rows, cache, keep_cache, last_only)
         return logits.log_softmax(2), cache
 
+    @torch.no_grad()
+    def base(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return the base model's log-probabilities."""
+        for stack in self._stacks.values():
+            stack.choose(None)
+        return self._base.advance(input_ids, attention_mask, None, False, False)[0].log_softmax(2)
+
 
 class _Stack:
     """One adapted matrix: the factors of all experts, and a hook that adds each row's own term.
@@ -147,19 +154,25 @@ class _Stack:
                 self._down[number, :, : len(a)] = a.T
                 self._up[number, : len(a)] = scale * b.T
         self._rows: Tensor | None = None
-        self._chosen = self._down, self._up
+        self._chosen: tuple[Tensor, Tensor] | None = None
         self._handle = module.register_forward_hook(self._add)
 
     def remove(self) -> None:
         """Take the hook off the matrix."""
         self._handle.remove()
 
-    def choose(self, rows: Tensor) -> None:
-        """Say whose factors each row of the batch has, int64 of shape (P,); asked for again, nothing is copied."""
+    def choose(self, rows: Tensor | None) -> None:
+        """Say whose factors each row of the batch has, int64 of shape (P,), or None for nobody's.
+
+        Asked for again in a row, nothing is copied.
+        """
         if self._rows is not rows:
-            self._rows, self._chosen = rows, (self._down[rows], self._up[rows])
+            self._rows = rows
+            self._chosen = None if rows is None else (self._down[rows], self._up[rows])
 
     def _add(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if self._chosen is None:
+            return output
         down, up = self._chosen
         return output + torch.bmm(torch.bmm(inputs[0].float(), down), up).to(output.dtype)
 

@@ -64,6 +64,7 @@ def generate_merged(
     attention_mask: Tensor,
     max_new_tokens: int,
     draws: Tensor | None,
+    temperature: float = 1.0,
     on_token: OnToken | None = None,
     whole: bool = False,
     full_length: bool = False,
@@ -82,6 +83,8 @@ def generate_merged(
     draws : float tensor, shape (B, max_new_tokens), or None
         Uniform random numbers: a row's text depends on its own prompt, preference and row alone. None takes the
         likeliest tokens.
+    temperature : float
+        Divides every expert's logits before they are merged, so that n numbers a token suffice to train; positive.
     on_token : callable, optional
         See ``OnToken``; called before the next token is worked out.
     whole : bool
@@ -106,6 +109,8 @@ def generate_merged(
     try:
         for step in range(max_new_tokens):
             found, expert_cache = experts.advance(pairs, ids, mask, expert_cache, last_only=True)
+            if temperature != 1.0:
+                found = (found / temperature).log_softmax(2)
             scores, _, control_cache = control.advance(told, ids, mask, control_cache)
             weights = log_weights(scores[:, -1:], told, merger.bias)[:, 0]
             mixed = merger.mixing.next_token(weights, found[:, -1], pairs)

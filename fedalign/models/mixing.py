@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fedalign.models.experts import Pairs
-from fedalign.objectives.expert_mixture import linear_log_probability, log_linear_log_probability
+from fedalign.models.mixture import linear_log_probability, log_linear_log_probability
 
 
 @dataclass(frozen=True)
