@@ -49,9 +49,15 @@ class ExpertSource(ABC):
         """
         return {}
 
-    def load(self, experts: Experts, state: State) -> None:
-        """Put what travels into what :meth:`open` returned; loaded again from the same tensors, nothing is done."""
-        return
+    def load(self, experts: Experts, state: State) -> bool:
+        """Put what travels into what :meth:`open` returned; by default there is nothing to do.
+
+        Returns
+        -------
+        bool
+            Whether the experts are others now: loaded again from the same tensors, nothing is done.
+        """
+        return False
 
     def fallback(self, names: Sequence[str]) -> Tensor:
         """Return weights for those who state nothing, float32 of shape (n,) on the simplex; by default even ones."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +15,10 @@ from torch import Tensor
 from fedalign.errors import UserError
 from fedalign.models.causal import CausalModel
 from fedalign.models.experts import Experts, Pairs
-from fedalign.objectives.expert_mixture import truncate
+from fedalign.models.mixture import truncate
 from fedalign.pretrained import Dtype, load_tokenizer
 
 _KEY = "method.experts.models"
-_SLACK = 1e-3
-"""By how much probabilities may miss 1 upwards before they are taken for something else."""
 
 
 @dataclass(frozen=True)
@@ -75,15 +75,32 @@ class _OneByOne(Experts):
         """Longest text in tokens."""
         return self._max_tokens
 
-    def _gathered(self, pairs: Pairs, places: int, of: Callable[[int, Tensor], Tensor]) -> Tensor:
-        """Return log-probabilities in the order of the pairs, asking ``of(expert, texts)`` once for each expert."""
-        shape = len(pairs.text), places, self._vocabulary
-        found = torch.zeros(shape, dtype=torch.float32, device=self._device)
+    @torch.no_grad()
+    def advance(
+        self,
+        pairs: Pairs,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        cache: Any,
+        keep_cache: bool = True,
+        last_only: bool = False,
+    ) -> tuple[Tensor, Any]:
+        """Return log-probabilities in the order of the pairs; the cache holds one of each expert that was asked."""
+        found = torch.zeros(len(pairs.text), 1 if last_only else input_ids.shape[1], self.vocabulary).to(self.device)
+        caches: dict[int, Any] = {}
         for expert in range(len(self.names)):
             rows = (pairs.expert == expert).nonzero()[:, 0]
             if len(rows):
-                found[rows] = of(expert, pairs.text[rows])
-        return found
+                texts, past = pairs.text[rows], None if cache is None else cache[expert]
+                inputs = input_ids[texts], attention_mask[texts], past, keep_cache, last_only
+                found[rows], caches[expert] = self._one(expert, *inputs)
+        return found, caches if keep_cache else None
+
+    @abstractmethod
+    def _one(
+        self, expert: int, ids: Tensor, mask: Tensor, cache: Any, keep_cache: bool, last_only: bool
+    ) -> tuple[Tensor, Any]:
+        """Return what one expert finds of its own texts, shape (R, new, V) or (R, 1, V), and its cache."""
 
 
 class SeparateExperts(_OneByOne):
@@ -106,43 +123,32 @@ class SeparateExperts(_OneByOne):
 
     def __init__(self, folders: Sequence[Path], names: Sequence[str], dtype: Dtype, device: str) -> None:
         self.names = tuple(names)
-        self._models = [_model(*one, dtype, device) for one in zip(folders, names, strict=True)]
+        self._models: list[CausalModel] = []
+        for folder, name in zip(folders, names, strict=True):
+            try:
+                self._models.append(CausalModel(folder, dtype, device))
+            except UserError as error:
+                raise UserError(f"{_KEY}.{name}{str(error).removeprefix('model')}") from None
         _check_vocabularies(self._models, folders, names)
         first = self._models[0]
         self._device, self._vocabulary, self._pad_token = first.device, first.vocabulary, first.pad_token
         self._end_tokens = tuple(dict.fromkeys(token for model in self._models for token in model.end_tokens))
-        self._max_tokens = min(
-            (model.max_tokens for model in self._models if model.max_tokens is not None), default=None
-        )
+        self._max_tokens = min((one.max_tokens for one in self._models if one.max_tokens is not None), default=None)
 
-    @torch.no_grad()
-    def advance(
-        self,
-        pairs: Pairs,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        cache: Any,
-        keep_cache: bool = True,
-        last_only: bool = False,
+    def _one(
+        self, expert: int, ids: Tensor, mask: Tensor, cache: Any, keep_cache: bool, last_only: bool
     ) -> tuple[Tensor, Any]:
-        """Return log-probabilities from a pass of each expert that is asked; the cache holds one of each."""
-        caches: dict[int, Any] = {}
-
-        def of(expert: int, texts: Tensor) -> Tensor:
-            past = None if cache is None else cache[expert]
-            rows = input_ids[texts], attention_mask[texts]
-            logits, caches[expert] = self._models[expert].advance(*rows, past, keep_cache, last_only)
-            return logits.log_softmax(2)
-
-        found = self._gathered(pairs, 1 if last_only else input_ids.shape[1], of)
-        return found, caches if keep_cache else None
+        logits, cache = self._models[expert].advance(ids, mask, cache, keep_cache, last_only)
+        return logits.log_softmax(2), cache
 
 
 class CallableExperts(_OneByOne):
     """n black boxes: functions from texts to probabilities of the next token, as from services.
 
     Probabilities are normalised to a sum of 1. Where some tokens are unknown or impossible, all share ``floor``, see
-    :func:`fedalign.objectives.expert_mixture.truncate`, so that log-probabilities are finite.
+    :func:`fedalign.models.mixture.truncate`, so that log-probabilities are finite. Nobody is asked what
+    follows padding: there, all tokens are found equally likely. A ``ValueError`` names the function that returns no
+    probabilities.
 
     Parameters
     ----------
@@ -172,47 +178,23 @@ class CallableExperts(_OneByOne):
         floor: float,
         device: str = "cpu",
     ) -> None:
-        if len(functions) != len(names):
-            raise ValueError(f"{len(functions)} functions have {len(names)} names")
         self.names, self._functions = tuple(names), tuple(functions)
         self._device, self._vocabulary, self._max_tokens = torch.device(device), vocabulary, max_tokens
         self._end_tokens, self._pad_token = end_tokens, pad_token
         self._top, self._floor = vocabulary if top is None else min(top, vocabulary), floor
 
-    @torch.no_grad()
-    def advance(
-        self,
-        pairs: Pairs,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        cache: Any,
-        keep_cache: bool = True,
-        last_only: bool = False,
+    def _one(
+        self, expert: int, ids: Tensor, mask: Tensor, cache: Any, keep_cache: bool, last_only: bool
     ) -> tuple[Tensor, Any]:
-        """Return log-probabilities from one call a prefix and expert; the cache is all token ids so far.
-
-        Nobody is asked what follows padding: there, all tokens are found equally likely.
-
-        Raises
-        ------
-        ValueError
-            If what an expert returns are not probabilities.
-        """
-        ids = input_ids if cache is None else torch.cat([cache, input_ids], 1)
-        length = ids.shape[1]
-        ends = range(length if last_only else length - input_ids.shape[1] + 1, length + 1)
-
-        def of(expert: int, texts: Tensor) -> Tensor:
-            found = ids.new_zeros((len(texts), len(ends), self._vocabulary), dtype=torch.float32)
-            found -= torch.tensor(float(self._vocabulary)).log()
-            for place, end in enumerate(ends):
-                there = attention_mask[texts, end - 1].bool()
-                if bool(there.any()):
-                    asked = texts[there]
-                    found[there, place] = self._ask(expert, ids[asked, :end], attention_mask[asked, :end])
-            return found
-
-        return self._gathered(pairs, len(ends), of), ids if keep_cache else None
+        asked = 1 if last_only else ids.shape[1]
+        ids = ids if cache is None else torch.cat([cache, ids], 1)
+        ends = range(ids.shape[1] - asked + 1, ids.shape[1] + 1)
+        found = torch.full((len(ids), asked, self._vocabulary), -math.log(self._vocabulary)).to(ids.device)
+        for place, end in enumerate(ends):
+            there = mask[:, end - 1].bool()
+            if bool(there.any()):
+                found[there, place] = self._ask(expert, ids[there, :end], mask[there, :end])
+        return found, ids if keep_cache else None
 
     def _ask(self, expert: int, ids: Tensor, mask: Tensor) -> Tensor:
         """Return log-probabilities, shape (R, V)."""
@@ -224,22 +206,18 @@ class CallableExperts(_OneByOne):
         except ValueError as error:
             raise ValueError(f"expert {self.names[expert]}: {error}") from None
         exact = (probabilities / probabilities.sum(1, keepdim=True)).log()
-        floored = truncate(exact, self._top, self._floor)
-        known = self._top == self._vocabulary and exact.isfinite().all(1, keepdim=True)
-        return torch.where(torch.as_tensor(known, device=self._device), exact, floored).float()
+        whole = exact.isfinite().all(1, keepdim=True) & (self._top == self._vocabulary)
+        return exact.where(whole, truncate(exact, self._top, self._floor)).float()
 
 
 def _spread(given: TopProbabilities, rows: int, vocabulary: int) -> Tensor:
     """Return the likeliest tokens' probabilities over the vocabulary, 0 elsewhere."""
     tokens, shape = given.tokens.long(), tuple(given.probabilities.shape)
-    if tuple(tokens.shape) != shape or len(shape) != 2 or len(tokens) != rows:
+    if tuple(tokens.shape) != shape or shape != (rows, *shape[1:2]):
         raise ValueError(f"tokens {tuple(tokens.shape)} and probabilities {shape} should both be ({rows}, k)")
-    if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocabulary:
-        raise ValueError(f"tokens should be in [0, {vocabulary})")
-    if bool((tokens.sort(1).values.diff(dim=1) == 0).any()):
-        raise ValueError("a token is given twice")
-    values = given.probabilities.double()
-    return values.new_zeros(rows, vocabulary).scatter(1, tokens, values)
+    if bool(((tokens < 0) | (tokens >= vocabulary)).any()) or bool((tokens.sort(1).values.diff(dim=1) == 0).any()):
+        raise ValueError(f"tokens should be in [0, {vocabulary}), each once")
+    return given.probabilities.new_zeros(rows, vocabulary).scatter(1, tokens, given.probabilities)
 
 
 def _checked(probabilities: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -247,40 +225,27 @@ def _checked(probabilities: Tensor, shape: tuple[int, int]) -> Tensor:
     if tuple(probabilities.shape) != shape:
         raise ValueError(f"probabilities should have shape {shape}, not {tuple(probabilities.shape)}")
     found = probabilities.double()
-    if not bool(found.isfinite().all()) or bool((found < 0).any()):
+    if not bool((found.isfinite() & (found >= 0)).all()):
         raise ValueError("probabilities should be finite and not negative")
-    sums = found.sum(1)
-    if not bool(((sums > 0) & (sums <= 1 + _SLACK)).all()):
-        raise ValueError(f"probabilities should sum to 1 at most and to more than 0, not to {_odd(sums):.4g}")
+    for total in found.sum(1).tolist():
+        if not 0 < total <= 1 + 1e-3:
+            raise ValueError(f"probabilities should sum to more than 0 and at most 1, not to {total:.4g}")
     return found
 
 
-def _odd(sums: Tensor) -> float:
-    """Return the sum that is furthest from 1."""
-    return float(sums[(sums - 1).abs().argmax()])
-
-
-def _model(folder: Path, name: str, dtype: Dtype, device: str) -> CausalModel:
-    try:
-        return CausalModel(folder, dtype, device)
-    except UserError as error:
-        raise UserError(f"{_KEY}.{name}{str(error).removeprefix('model')}") from None
-
-
 def _check_vocabularies(models: Sequence[CausalModel], folders: Sequence[Path], names: Sequence[str]) -> None:
-    words = [load_tokenizer(folder, f"{_KEY}.{name}").get_vocab() for folder, name in zip(folders, names, strict=True)]
-    first = sorted(words[0].items(), key=lambda item: item[1])
-    for model, folder, name, own in zip(models, folders, names, words, strict=True):
-        differs = ""
+    first: list[tuple[int, str]] = []
+    for model, folder, name in zip(models, folders, names, strict=True):
+        vocabulary = load_tokenizer(folder, f"{_KEY}.{name}").get_vocab()
+        own = sorted((number, token) for token, number in vocabulary.items())
+        first, differs = first or own, ""
         if len(own) != len(first):
             differs = f"its tokenizer has {len(own)} tokens, that of {names[0]} {len(first)}"
-        elif own != words[0]:
-            mine = sorted(own.items(), key=lambda item: item[1])
-            here, there = next((a, b) for a, b in zip(mine, first, strict=True) if a != b)
-            differs = f"its token {here[1]} is {here[0]!r}, token {there[1]} of {names[0]} is {there[0]!r}"
+        elif own != first:
+            mine, other = next(both for both in zip(own, first, strict=True) if both[0] != both[1])
+            differs = f"its token {mine[0]} is {mine[1]!r}, token {other[0]} of {names[0]} is {other[1]!r}"
         elif model.vocabulary != models[0].vocabulary:
             differs = f"its logits are over {model.vocabulary} tokens, those of {names[0]} over {models[0].vocabulary}"
         if differs:
-            raise UserError(
-                f"{_KEY}.{name}={folder}: {differs}; experts must share one vocabulary; choose models of one family"
-            )
+            fix = "experts must share one vocabulary; choose models of one family"
+            raise UserError(f"{_KEY}.{name}={folder}: {differs}; {fix}")
