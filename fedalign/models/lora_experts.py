@@ -60,7 +60,7 @@ class LoraExperts(Experts):
         Raises
         ------
         ValueError
-            If an adapter names a matrix that the base lacks.
+            If an adapter names a matrix that the base lacks, or is more than low-rank factors of matrices.
         """
         for stack in self._stacks.values():
             stack.remove()
@@ -181,6 +181,9 @@ def _factors(adapter: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
     """Return the factors of an adapter by the path of their matrix in the base."""
     found = {}
     for name, tensor in adapter.items():
+        if ".lora_" in name and (_BASE not in name or not (_A in name or _B in name)):
+            # Embeddings and magnitudes that peft can adapt too: an expert without them would be another one.
+            raise ValueError(f"{name} is no low-rank factor of a matrix by peft's names")
         if _A in name:
             path = name.partition(_BASE)[2].partition(_A)[0]
             found[path] = tensor, adapter[name.replace(_A, _B)]
