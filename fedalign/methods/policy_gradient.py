@@ -1,4 +1,4 @@
-"""How responses and their rewards become a loss: PPO with a value head, or a group of responses as its own baseline."""
+"""How responses and their rewards become a loss: PPO with a value head, or other responses as baseline or as rival."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from fedalign.methods.rollouts import rows_of
 from fedalign.models.text import ResponseBatch
 from fedalign.objectives.advantages import gae, group_advantages, kl_adjusted_rewards, whiten
+from fedalign.objectives.expert_mixture import rebel_loss
 from fedalign.objectives.ppo import clipped_policy_loss, value_loss
 
 
@@ -36,6 +38,12 @@ class Rollouts:
     values: Tensor
     scores: Tensor
 
+    def rows(self, index: Tensor) -> Rollouts:
+        """Return the responses at ``index``, int64 of shape (N,)."""
+        tokens = rows_of(self.tokens, index)
+        rest = (self.mask, self.log_probs, self.reference, self.values, self.scores)
+        return Rollouts(tokens, *(each[index] for each in rest))
+
 
 @dataclass(frozen=True)
 class Targets:
@@ -49,6 +57,10 @@ class Targets:
     advantages: Tensor
     returns: Tensor
 
+    def rows(self, index: Tensor) -> Targets:
+        """Return those of the responses at ``index``, int64 of shape (N,)."""
+        return Targets(self.advantages[index], self.returns[index])
+
 
 @dataclass(frozen=True)
 class Algorithm(ABC):
@@ -60,13 +72,10 @@ class Algorithm(ABC):
         How often the same responses are learnt from (T_PPO); 1 where clients add noise to gradients.
     minibatches : int
         Gradient steps that share the responses of an epoch.
-    clip : float
-        How far a ratio of probabilities may be from 1 before a gain no longer counts.
     """
 
     epochs: Annotated[int, Field(ge=1)]
     minibatches: Annotated[int, Field(ge=1)]
-    clip: Annotated[float, Field(gt=0)]
 
     @property
     def responses(self) -> int:
@@ -98,8 +107,10 @@ class PPO(Algorithm):
 
     Parameters
     ----------
-    epochs, minibatches, clip
+    epochs, minibatches
         See :class:`Algorithm`.
+    clip : float
+        How far a ratio of probabilities may be from 1 before a gain no longer counts.
     gamma, lam : float
         Discount, and how far GAE looks ahead.
     value_clip : float or None
@@ -112,6 +123,7 @@ class PPO(Algorithm):
         Whether advantages are normalised over the batch; refused where clients add noise to gradients.
     """
 
+    clip: Annotated[float, Field(gt=0)]
     gamma: Annotated[float, Field(gt=0, le=1)]
     lam: Annotated[float, Field(ge=0, le=1)]
     value_clip: Annotated[float, Field(gt=0)] | None
@@ -153,13 +165,16 @@ class GroupGradient(Algorithm):
 
     Parameters
     ----------
-    epochs, minibatches, clip
+    epochs, minibatches
         See :class:`Algorithm`.
+    clip : float
+        How far a ratio of probabilities may be from 1 before a gain no longer counts.
     completions : int
         Responses to each prompt.
     baseline : {"rloo", "grpo"}
     """
 
+    clip: Annotated[float, Field(gt=0)]
     completions: Annotated[int, Field(ge=2)]
     baseline: Literal["rloo", "grpo"]
 
@@ -179,3 +194,35 @@ class GroupGradient(Algorithm):
     def losses(self, log_probs: Tensor, values: Tensor, rollouts: Rollouts, targets: Targets) -> Tensor:
         """Return the clipped surrogate."""
         return clipped_policy_loss(log_probs, rollouts.log_probs, targets.advantages, rollouts.mask, self.clip)
+
+
+@dataclass(frozen=True)
+class Rebel(Algorithm):
+    """REBEL: the difference of two responses' log-ratios is regressed on that of their rewards (Gao et al. 2024).
+
+    Parameters
+    ----------
+    epochs, minibatches
+        See :class:`Algorithm`.
+    eta : float
+        Nats of log-ratio that a unit of reward is to become: how far a round may move a policy.
+    """
+
+    eta: Annotated[float, Field(gt=0)]
+
+    @property
+    def responses(self) -> int:
+        """Two responses to each prompt."""
+        return 2
+
+    @torch.no_grad()
+    def targets(self, rollouts: Rollouts, beta: float) -> Targets:
+        """Return each response's reward, less its share of the divergence from the reference, at all of its tokens."""
+        ratio = ((rollouts.log_probs - rollouts.reference) * rollouts.mask).sum(1)
+        rewards = (rollouts.scores - beta * ratio)[:, None].expand_as(rollouts.mask)
+        return Targets(rewards, torch.zeros_like(rewards))
+
+    def losses(self, log_probs: Tensor, values: Tensor, rollouts: Rollouts, targets: Targets) -> Tensor:
+        """Return the error of each pair, for both of its responses."""
+        now, before = ((each * rollouts.mask).sum(1).view(-1, 2) for each in (log_probs, rollouts.log_probs))
+        return rebel_loss(now, before, targets.advantages[:, 0].reshape(-1, 2), self.eta).repeat_interleave(2)

@@ -14,8 +14,9 @@ from fedalign.methods.base import Artefacts, ServerOptimizer, Setting
 from fedalign.methods.corpus import Batches, CorpusPhase
 from fedalign.methods.policy_gradient import Rollouts
 from fedalign.methods.policy_writer import Written
+from fedalign.methods.reuse import Drawn, Reuse
 from fedalign.methods.rl_training import KEY, RLTraining, check_rl
-from fedalign.methods.rollouts import rows_of, uniform, write
+from fedalign.methods.rollouts import uniform, write
 from fedalign.methods.text_evaluation import Scores, TextScorer, by_group, reward_scores
 from fedalign.methods.text_units import RowLosses
 from fedalign.metrics.record import MetricSum, encode
@@ -96,25 +97,19 @@ class RLPhase(CorpusPhase):
     def step_loss(self, state: State, batches: Batches, told: list[MetricSum]) -> Callable[[int], Tensor]:
         """Return the mean loss of each step; the responses of a batch serve several steps as the algorithm says."""
         algorithm, beta = self._algorithm, self._beta(state)
-        order: list[Tensor] = []
-        kept: list[Rollouts] = []
+
+        def drawn() -> Drawn[Rollouts]:
+            examples, seeds = batches.draw()
+            return Drawn(self._kept_rollouts(examples, seeds, told), len(examples), seeds[0])
+
+        reuse = Reuse(algorithm, drawn)
 
         def loss(step: int) -> Tensor:
-            if not order:
-                examples, seeds = batches.draw()
-                kept[:] = [self._kept_rollouts(examples, seeds, told)]
-                for epoch in range(algorithm.epochs):
-                    generator = torch.Generator().manual_seed(seeds[0] ^ (epoch + 1))
-                    shuffled = torch.randperm(len(examples), generator=generator)
-                    # Not chunk, which makes three parts of five prompts that are to be four.
-                    order.extend(shuffled.tensor_split(min(algorithm.minibatches, len(examples))))
-            rollouts, prompts = kept[0], order.pop(0)
+            rollouts, rows = reuse.next()
             targets = algorithm.targets(rollouts, beta)
-            rows = (prompts[:, None] * algorithm.responses + torch.arange(algorithm.responses)).flatten()
-            part = _rows(rollouts, rows)
+            part = rollouts.rows(rows)
             log_probs, values = self._forward(part.tokens)
-            chosen = type(targets)(targets.advantages[rows], targets.returns[rows])
-            return algorithm.losses(log_probs, values, part, chosen).mean()
+            return algorithm.losses(log_probs, values, part, targets.rows(rows)).mean()
 
         return loss
 
@@ -201,15 +196,3 @@ def _load(network: ValuedPolicy, state: State) -> None:
             if name in state:
                 parameter.copy_(state[name])
     network.eval()
-
-
-def _rows(rollouts: Rollouts, index: Tensor) -> Rollouts:
-    """Return some of the responses."""
-    return Rollouts(
-        rows_of(rollouts.tokens, index),
-        rollouts.mask[index],
-        rollouts.log_probs[index],
-        rollouts.reference[index],
-        rollouts.values[index],
-        rollouts.scores[index],
-    )
