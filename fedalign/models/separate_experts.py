@@ -37,8 +37,7 @@ class TopProbabilities:
 
 
 NextToken = Callable[[Tensor, Tensor], Tensor | TopProbabilities]
-"""From token ids and attention mask (R, T) to probabilities (R, V) of what follows the last token, which is none of
-padding; or to the likeliest of them."""
+"""From token ids and attention mask (R, T) to probabilities (R, V) of what follows the last token, never padding."""
 
 
 class _OneByOne(Experts):
@@ -178,7 +177,7 @@ class CallableExperts(_OneByOne):
         floor: float,
         device: str = "cpu",
     ) -> None:
-        self.names, self._functions = tuple(names), tuple(functions)
+        self.names, self._functions = tuple(names), [one for one, _ in zip(functions, names, strict=True)]
         self._device, self._vocabulary, self._max_tokens = torch.device(device), vocabulary, max_tokens
         self._end_tokens, self._pad_token = end_tokens, pad_token
         self._top, self._floor = vocabulary if top is None else min(top, vocabulary), floor
@@ -234,16 +233,15 @@ def _checked(probabilities: Tensor, shape: tuple[int, int]) -> Tensor:
 
 
 def _check_vocabularies(models: Sequence[CausalModel], folders: Sequence[Path], names: Sequence[str]) -> None:
-    first: list[tuple[int, str]] = []
+    first: list[tuple[str, int]] = []
     for model, folder, name in zip(models, folders, names, strict=True):
-        vocabulary = load_tokenizer(folder, f"{_KEY}.{name}").get_vocab()
-        own = sorted((number, token) for token, number in vocabulary.items())
+        own = sorted(load_tokenizer(folder, f"{_KEY}.{name}").get_vocab().items(), key=lambda item: int(item[1]))
         first, differs = first or own, ""
         if len(own) != len(first):
             differs = f"its tokenizer has {len(own)} tokens, that of {names[0]} {len(first)}"
         elif own != first:
             mine, other = next(both for both in zip(own, first, strict=True) if both[0] != both[1])
-            differs = f"its token {mine[0]} is {mine[1]!r}, token {other[0]} of {names[0]} is {other[1]!r}"
+            differs = f"its token {mine[1]} is {mine[0]!r}, token {other[1]} of {names[0]} is {other[0]!r}"
         elif model.vocabulary != models[0].vocabulary:
             differs = f"its logits are over {model.vocabulary} tokens, those of {names[0]} over {models[0].vocabulary}"
         if differs:
