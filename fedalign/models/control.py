@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from fedalign.errors import UserError
 from fedalign.hub import model_folder
 from fedalign.models.causal import token_positions
 from fedalign.models.mixture import expert_log_weights
@@ -209,6 +210,10 @@ class TransformerSpec(ControlSpec):
         if self.pretrained is not None:
             key = "method.control.pretrained"
             body = load_network(model_folder(self.pretrained, key), AutoModel, "float32", str(device), key)
+            own = int(body.config.get_text_config().vocab_size)
+            if own != vocabulary:
+                differs = f"it reads {own} tokens, and the experts {vocabulary}"
+                raise UserError(f"{key}={self.pretrained}: {differs}; choose one that shares their vocabulary")
         else:
             body = LlamaModel(
                 LlamaConfig(
