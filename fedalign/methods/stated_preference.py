@@ -132,7 +132,6 @@ class Preferences:
         device : torch.device
         """
         silent = vectors.sum(1) == 0
-        numbers = [self._number(self.statement(vector)) for vector in vectors]
         nothing = torch.zeros(len(vectors), 0, dtype=torch.int64)
         opening = nothing, nothing
         if codec is not None:
@@ -141,14 +140,17 @@ class Preferences:
         told = Told(
             vectors,
             torch.where(silent[:, None], fallback > 0, vectors > 0),
-            torch.tensor(numbers, dtype=torch.int64),
+            self.numbers(vectors),
             opening,
             torch.where(silent[:, None], fallback, 0.0),
         )
         return told.map(lambda tensor: tensor.to(device))
 
-    def _number(self, statement: str) -> int:
-        return self.statements.index(statement) if statement in self.statements else -1
+    def numbers(self, vectors: Tensor) -> Tensor:
+        """Return the place of each preference among ``statements``, int64 of shape (B,); -1 where it has none."""
+        known = torch.stack([self.vector(statement, KEY) for statement in self.statements])
+        same = (vectors[:, None] == known).all(2)
+        return torch.where(same.any(1), same.int().argmax(1), -1)
 
     def _check_measures(self) -> None:
         for name, dimension in self.dimensions.items():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fedalign.models.experts import Pairs
@@ -32,6 +34,13 @@ class Spoken:
         """Return the texts at ``index``, int64 of shape (N,)."""
         whole = None if self.whole is None else self.whole[index]
         return Spoken(self.chosen[index], whole, self.tokens[index])
+
+    @staticmethod
+    def joined(parts: Sequence[Spoken]) -> Spoken:
+        """Return texts that experts were asked about in parts, at least one."""
+        whole = [part.whole for part in parts if part.whole is not None]
+        chosen, tokens = (torch.cat([getattr(part, name) for part in parts]) for name in ("chosen", "tokens"))
+        return Spoken(chosen, torch.cat(whole) if whole else None, tokens)
 
 
 class Mixing(ABC):
