@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -47,14 +47,46 @@ def model_folder(name: str, key: str) -> Path:
     UserError
         If the folder is missing, or the hub model is neither cached nor reachable.
     """
+    return _folder(name, key, ("config.json",), _holds_a_model)
+
+
+ADAPTER_FILES = CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+"""What a saved adapter is made of; weights in other formats are never read, since reading them runs code."""
+
+
+def adapter_folder(name: str, key: str) -> Path:
+    """Return a local folder with a peft adapter.
+
+    Parameters
+    ----------
+    name, key : str
+        See :func:`model_folder`.
+
+    Raises
+    ------
+    UserError
+        If the folder is missing or lacks one of ``ADAPTER_FILES``, or the hub cannot give them.
+    """
+
+    def complete(folder: Path) -> bool:
+        return all((folder / file).is_file() for file in ADAPTER_FILES)
+
+    folder = _folder(name, key, ADAPTER_FILES, complete)
+    if not complete(folder):
+        raise UserError(f"{key}={name}: it holds no {' and '.join(ADAPTER_FILES)}; save the adapter anew with peft")
+    return folder
+
+
+def _folder(name: str, key: str, needed: Sequence[str], complete: Callable[[Path], bool]) -> Path:
     folder = Path(name).expanduser()
     if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise UserError(f"{key}={name}: the folder holds no config.json; give a folder saved by save_pretrained")
+        for file in needed:
+            if not (folder / file).is_file():
+                raise UserError(f"{key}={name}: the folder holds no {file}; give a folder saved by save_pretrained")
         return folder
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"{key}={name}: no such folder; give a folder saved by save_pretrained, or a hub name")
-    return _cached(name, "model", _holds_a_model) or _download(name, "model", key, _MODEL_FILES)
+    return _cached(name, "model", complete) or _download(name, "model", key, _MODEL_FILES)
 
 
 _MODEL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]

@@ -10,7 +10,7 @@ import huggingface_hub
 import pytest
 
 from fedalign.errors import UserError
-from fedalign.hub import dataset_file, model_folder
+from fedalign.hub import adapter_folder, dataset_file, model_folder
 
 
 @pytest.fixture
@@ -109,3 +109,40 @@ def test_a_revision_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", dataset_info)
     assert dataset_file("org/data", "a/d.csv", "refs/pr/1") == tmp_path / "a" / "d.csv"
     assert asked == [("cache", "refs/pr/1"), ("hub", "refs/pr/1"), (["a/d.csv"], "refs/pr/1")]
+
+
+def test_an_adapter_is_two_files_and_never_a_pickle(cached: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "adapter_config.json").write_text("{}")
+    (own / "adapter_model.bin").write_bytes(b"")
+    with pytest.raises(UserError, match=r"paths\.a=.*own: the folder holds no adapter_model\.safetensors"):
+        adapter_folder(str(own), "paths.a")
+    (own / "adapter_model.safetensors").write_bytes(b"")
+    assert adapter_folder(str(own), "paths.a") == own
+    (cached / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"paths\.a: the model 'org/adapter' is not cached"):
+        adapter_folder("org/adapter", "paths.a")
+    (cached / "adapter_model.safetensors").write_bytes(b"")
+    assert adapter_folder("org/adapter", "paths.a") == cached
+    with pytest.raises(UserError, match=r"paths\.a=\./no: no such folder"):
+        adapter_folder("./no", "paths.a")
+
+
+def test_an_adapter_that_the_hub_has_as_a_pickle_alone_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def snapshot_download(repo: str, *, local_files_only: bool = False, **keys: Any) -> str:
+        if local_files_only:
+            raise FileNotFoundError
+        return str(tmp_path)
+
+    def model_info(self: object, repo: str, revision: None, timeout: float) -> SimpleNamespace:
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename="adapter_model.bin")])
+
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.bin").write_bytes(b"")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
+    with pytest.raises(UserError, match=r"paths\.a=org/adapter: it holds no .*adapter_model\.safetensors"):
+        adapter_folder("org/adapter", "paths.a")

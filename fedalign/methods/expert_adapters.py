@@ -1,18 +1,67 @@
-"""LoRA adapters as experts: their names in a state, and the workspace that they are loaded into."""
+"""LoRA adapters as experts: what their sources share, the workspace that they are loaded into, names in a state."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from fedalign.contribution import State
+from fedalign.errors import UserError
+from fedalign.hub import model_folder
 from fedalign.methods.base import Setting
+from fedalign.methods.expert_source import ExpertSource
 from fedalign.models.language_model import LanguageModelSpec
 from fedalign.models.lora_experts import LoraExperts
+from fedalign.models.text import TextCodec
 from fedalign.rng import Streams
+
+
+class LoraSource(ExpertSource):
+    """Experts that are LoRA adapters of the run's model."""
+
+    @abstractmethod
+    def adapters(self, names: Sequence[str], state: State, setting: Setting) -> Adapters:
+        """Return the experts' adapters, of these names in this order.
+
+        Parameters
+        ----------
+        names : sequence of str
+        state : State
+            Holds what of them travels.
+        setting : Setting
+
+        Raises
+        ------
+        UserError
+            If one cannot be had.
+        """
+
+    def open(self, names: Sequence[str], setting: Setting) -> AdapterWorkspace:
+        """Return the run's model, with a place for every adapter."""
+        return AdapterWorkspace(names, language_model(setting))
+
+    def codec(self, setting: Setting) -> TextCodec:
+        """Return the model's tokenizer."""
+        return TextCodec(language_model(setting).model, "model")
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """n adapters.
+
+    Parameters
+    ----------
+    factors : sequence of State, length n
+        Factors of matrices by peft's names.
+    scales : sequence of float, length n
+        ``alpha / rank`` of each.
+    """
+
+    factors: Sequence[State]
+    scales: Sequence[float]
 
 
 class AdapterWorkspace(LoraExperts):
@@ -20,32 +69,32 @@ class AdapterWorkspace(LoraExperts):
 
     Parameters
     ----------
-    folder : Path
-        Of the base.
     names : sequence of str
     spec : LanguageModelSpec
-        Says the base's precision and device.
-    scale : float
-        ``alpha / rank`` of the adapters.
+        Says which model they adapt, its precision and device.
+
+    Attributes
+    ----------
+    spec : LanguageModelSpec
     """
 
-    def __init__(self, folder: Path, names: Sequence[str], spec: LanguageModelSpec, scale: float) -> None:
-        super().__init__(folder, names, spec.dtype, spec.device)
-        self._scale = scale
-        self._taken: Sequence[State] = ()
+    def __init__(self, names: Sequence[str], spec: LanguageModelSpec) -> None:
+        super().__init__(model_folder(spec.model, "model.model"), names, spec.dtype, spec.device)
+        self.spec = spec
+        self._taken = Adapters((), ())
 
-    def take(self, adapters: Sequence[State]) -> bool:
-        """Load an adapter for each name; return whether any is another now.
+    def take(self, adapters: Adapters) -> bool:
+        """Load adapters; return whether any is another now.
 
         Parameters
         ----------
-        adapters : sequence of State
+        adapters : Adapters
             Kept by reference, and compared by value where they are other tensors: over a wire they always are.
         """
-        if len(self._taken) == len(adapters) and all(map(_same, self._taken, adapters)):
+        if _same(self._taken, adapters):
             return False
-        self.load(adapters, [self._scale] * len(adapters))
-        self._taken = list(adapters)
+        self.load(adapters.factors, adapters.scales)
+        self._taken = adapters
         return True
 
 
@@ -77,9 +126,26 @@ def prefix_of(side: str) -> str:
     return f"expert/{side}/"
 
 
-def _same(one: State, other: State) -> bool:
-    return one.keys() == other.keys() and all(_equal(tensor, other[name]) for name, tensor in one.items())
+def check_folders(sides: Sequence[str]) -> None:
+    """Refuse names of sides that are no names of folders.
+
+    Raises
+    ------
+    UserError
+        Naming the side.
+    """
+    for side in sides:
+        if "/" in side or side.startswith("."):
+            raise UserError(
+                f"method.dimensions: a side is called {side!r}, and its expert is saved under its name; leave out / "
+                "and a dot at the beginning"
+            )
 
 
-def _equal(one: Tensor, other: Tensor) -> bool:
-    return one is other or torch.equal(one, other)
+def _same(one: Adapters, other: Adapters) -> bool:
+    if list(one.scales) != list(other.scales):
+        return False
+    return all(
+        a.keys() == b.keys() and all(tensor is b[name] or torch.equal(tensor, b[name]) for name, tensor in a.items())
+        for a, b in zip(one.factors, other.factors, strict=True)
+    )

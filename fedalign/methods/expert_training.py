@@ -13,27 +13,28 @@ from pydantic import Field
 
 from fedalign.contribution import DELTA, WEIGHT, Contribution, State
 from fedalign.data.corpus import CorpusShard, Example
-from fedalign.errors import UserError
-from fedalign.hub import model_folder
 from fedalign.methods.base import Artefacts, Memory, ServerOptimizer, Setting
 from fedalign.methods.corpus import Batches, CorpusPhase, Stage
 from fedalign.methods.expert_adapters import (
+    Adapters,
     AdapterWorkspace,
+    LoraSource,
     adapter_of,
+    check_folders,
     fresh_adapter,
     language_model,
     named_adapters,
     prefix_of,
 )
 from fedalign.methods.expert_loss import ExpertLoss, TextReader
-from fedalign.methods.expert_source import KEY, ExpertSource
+from fedalign.methods.expert_source import KEY
 from fedalign.methods.local_training import LocalTraining, train, trainable
 from fedalign.methods.memory_part import MemoryPart
 from fedalign.methods.stated_preference import Preferences
 from fedalign.methods.text_units import RowLosses
 from fedalign.metrics.record import MetricSum, encode
 from fedalign.models.experts import Experts
-from fedalign.models.text import TextCodec
+from fedalign.models.language_model import LanguageModelSpec
 from fedalign.privacy.local import Unit
 from fedalign.rng import Streams
 from fedalign.template import Template
@@ -48,7 +49,7 @@ COUNTS = "experts/clients"
 
 
 @dataclass(frozen=True)
-class TrainedExperts(ExpertSource):
+class TrainedExperts(LoraSource):
     """LoRA adapters of the run's model.
 
     Parameters
@@ -74,16 +75,6 @@ class TrainedExperts(ExpertSource):
         """Return the phase that trains them."""
         return [ExpertsPhase(method, self, setting)]
 
-    def open(self, names: Sequence[str], setting: Setting) -> AdapterWorkspace:
-        """Return the run's model, with a place for every side's adapter."""
-        spec = language_model(setting)
-        folder = model_folder(spec.model, "model.model")
-        return AdapterWorkspace(folder, names, spec, spec.alpha / spec.rank)
-
-    def codec(self, setting: Setting) -> TextCodec:
-        """Return the model's tokenizer."""
-        return TextCodec(language_model(setting).model, "model")
-
     def state(self, names: Sequence[str], streams: Streams, artefacts: Artefacts, setting: Setting) -> State:
         """Return the adapters as training left them, or fresh ones where there was none yet."""
         trained = artefacts.get(ExpertsPhase.name)
@@ -94,7 +85,11 @@ class TrainedExperts(ExpertSource):
     def load(self, experts: Experts, state: State) -> bool:
         """Put a state's adapters into what :meth:`open` returned."""
         assert isinstance(experts, AdapterWorkspace)
-        return experts.take([adapter_of(state, side) for side in experts.names])
+        return experts.take(_adapters(experts.names, state, experts.spec))
+
+    def adapters(self, names: Sequence[str], state: State, setting: Setting) -> Adapters:
+        """Return a state's adapters."""
+        return _adapters(names, state, language_model(setting))
 
 
 class ExpertsPhase(CorpusPhase):
@@ -122,7 +117,7 @@ class ExpertsPhase(CorpusPhase):
         self.experts, self.evaluation = experts, method.evaluation
         self.preferences = Preferences(method.dimensions)
         self.sides = self.preferences.names
-        _check_names(self.sides)
+        check_folders(self.sides)
         self.network.head.requires_grad_(False)
         self.reader = TextReader(self.network.policy, self.codec, method.lengths)
 
@@ -240,14 +235,9 @@ class ExpertsPhase(CorpusPhase):
         return [MetricSum(f"unseen/{name}", side, -float(value.double().sum()), count) for name, value in found.items()]
 
 
+def _adapters(names: Sequence[str], state: State, spec: LanguageModelSpec) -> Adapters:
+    return Adapters([adapter_of(state, side) for side in names], [spec.alpha / spec.rank] * len(names))
+
+
 def _changes(adapter: State) -> bool:
     return any(bool(tensor.any()) for name, tensor in adapter.items() if ".lora_B." in name)
-
-
-def _check_names(sides: Sequence[str]) -> None:
-    for side in sides:
-        if "/" in side or side.startswith("."):
-            raise UserError(
-                f"method.dimensions: a side is called {side!r}, and its expert is saved under its name; "
-                "leave out / and a dot at the beginning"
-            )
