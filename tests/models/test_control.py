@@ -190,6 +190,8 @@ def test_a_number_that_is_none_is_neutral_and_stays_so() -> None:
     nobody = dataclasses.replace(told(), number=torch.full((3,), -1))
     assert not network.told.weight[-1].any()
     neutral, _ = scored(network, nobody)
+    first = dataclasses.replace(told(), number=torch.zeros(3, dtype=torch.int64))
+    assert (scored(network, first)[0] - neutral).abs().amax((1, 2)).min() > 1e-2
     # What is learned about others does not reach it.
     with torch.no_grad():
         network.told.weight[:-1] += 1.0
