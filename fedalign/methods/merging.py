@@ -9,21 +9,24 @@ from typing import TYPE_CHECKING, Any
 from fedalign.contribution import Contribution, State
 from fedalign.data.corpus import RL, CorpusShard, Example
 from fedalign.data.federated import Role
-from fedalign.methods.base import Artefacts, Phase, Setting
+from fedalign.methods.base import Artefacts, Memory, Phase, Setting
 from fedalign.methods.reference_texts import ReferenceTexts
 from fedalign.methods.stated_evaluation import StatedScorer, over_preferences
 from fedalign.methods.stated_preference import Preferences, SideRewards
 from fedalign.methods.stated_writer import MergedWriter, StatedWriter
 from fedalign.metrics.record import MetricSum, encode
-from fedalign.models.control import ConstantSpec
+from fedalign.models.control import Control
+from fedalign.models.control_constant import ConstantSpec
 from fedalign.models.experts import Experts, TopTokens
 from fedalign.models.merged_generation import Merger
 from fedalign.models.mixing import Linear
 from fedalign.rng import Streams
+from fedalign.template import Template
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import torch
     from torch import Tensor
 
     from fedalign.methods.pcm import PCM
@@ -76,7 +79,7 @@ class StatedPhase(Phase[CorpusShard]):
         measured = all(dimension.measure is not None for dimension in method.dimensions.values())
         self.rewards = SideRewards(self.preferences) if measured else None
         # Fixed weights need a control model's place, not its say.
-        silent = ConstantSpec(1).build(len(self.preferences.names), 0, 0, self.experts.device)
+        silent = silent_control(len(self.preferences.names), self.experts.device)
         even = Merger(self.experts, silent, Linear())
         self.references = ReferenceTexts(
             MergedWriter(even, self.preferences, self.fallback, self.codec, method.lengths)
@@ -132,3 +135,27 @@ class StatedPhase(Phase[CorpusShard]):
     def summarise(self, sums: Sequence[MetricSum], tensors: Mapping[str, Tensor]) -> dict[str, float]:
         """Return the mean over preferences of each metric, and the worst preference's reward."""
         return over_preferences(super().summarise(sums, tensors), sums)
+
+
+class FixedPhase(StatedPhase):
+    """A phase in which nothing is learnt: what writes is a function of the experts, or was learnt before."""
+
+    rounds = 0
+
+    def initial(self, streams: Streams, artefacts: Artefacts) -> State:
+        """Return what of the experts travels."""
+        return self.experts_state(streams, artefacts)
+
+    def template(self, state: State) -> Template:
+        """Return no name: nothing is added up."""
+        return Template()
+
+    def local(self, state: State, shard: CorpusShard, streams: Streams, memory: Memory) -> Contribution:
+        """Refuse: there are no rounds."""
+        raise TypeError(f"phase {self.name} has no rounds")
+
+
+def silent_control(experts: int, device: torch.device) -> Control:
+    """Return a control model that is never asked; nothing of it reaches PyTorch's default generator."""
+    with Streams(0).torch_default("silent"):
+        return ConstantSpec(1).build(experts, 0, 0, device)

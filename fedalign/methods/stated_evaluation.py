@@ -83,9 +83,9 @@ class StatedScorer:
         return frozenset(f"unseen/{name}" for name in names)
 
     def chosen(self, shard: CorpusShard) -> Sequence[Example]:
-        """Return the test examples that are written to: those that state something."""
-        stated = (e for e in shard.test if bool(self.preferences.vector(e.group, "group").any()))
-        return [example for _, example in zip(range(self.settings.prompts), stated, strict=False)]
+        """Return the test examples that are written to: those whose preference leaves something to decide."""
+        stated = [e for e in shard.test if int((self.preferences.vector(e.group, "group") > 0).sum()) > 1]
+        return stated[: self.settings.prompts]
 
     @torch.no_grad()
     def evaluate(self, writer: StatedWriter, examples: Sequence[Example], client: str, seed: int) -> list[MetricSum]:
@@ -109,7 +109,7 @@ class StatedScorer:
         values = {name: torch.cat(pieces) for name, pieces in found.items()}
         groups = [example.group for example in examples]
         nll, tokens = values.pop(_NLL), values[_LENGTH]
-        sums = [each for name, column in values.items() for each in by_group(f"unseen/{name}", groups, column)]
+        sums = [each for name, column in values.items() for each in _told(f"unseen/{name}", groups, column)]
         per_token = zip(groups, nll.tolist(), tokens.tolist(), strict=True)
         return [*sums, *(MetricSum(f"unseen/{_NLL}", group, total, n) for group, total, n in per_token)]
 
@@ -142,9 +142,8 @@ class StatedScorer:
         start = 0
         for name, dimension in self.preferences.dimensions.items():
             own = slice(start, start := start + len(dimension.sides))
-            wanted = vectors[:, own].sum(1) > 0
-            if bool(wanted.all()):
-                yield f"reward_{name}", combined(sides[:, own], vectors[:, own])
+            # 0 / 0 where a preference leaves a dimension alone: NaN, which is left out.
+            yield f"reward_{name}", combined(sides[:, own], vectors[:, own])
         yield "satisfied", combined((signed(measured) > 0).float(), vectors)
         plain = combined(signed(measured), vectors)
         yield "win_rate", win(plain, combined(signed(rewards.measured(prompts, even)), vectors))
@@ -164,6 +163,12 @@ class StatedScorer:
             return None
         numbers = Streams(seed, client=client).numpy("evaluation/texts").integers(2**62, size=count)
         return uniform([int(n) for n in numbers], self._references.width)
+
+
+def _told(name: str, groups: Sequence[str], values: Tensor) -> Iterator[MetricSum]:
+    """Yield the sum of each group's values, without those that are NaN."""
+    there = (~values.isnan()).nonzero()[:, 0].tolist()
+    return by_group(name, [groups[i] for i in there], values[there])
 
 
 def signed(measured: Tensor) -> Tensor:

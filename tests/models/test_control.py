@@ -13,14 +13,9 @@ import torch
 from torch import Tensor
 
 from fedalign.errors import UserError
-from fedalign.models.control import (
-    ConstantSpec,
-    Control,
-    ControlSpec,
-    Told,
-    TransformerSpec,
-    log_weights,
-)
+from fedalign.models.control import Control, ControlSpec, Told, log_weights
+from fedalign.models.control_constant import ConstantSpec
+from fedalign.models.control_transformer import TransformerSpec
 from tests.language_models import LENGTH, WORDS
 
 N, PREFERENCES, V = 3, 4, len(WORDS)

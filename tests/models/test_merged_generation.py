@@ -12,7 +12,9 @@ from torch import Tensor
 
 from fedalign.errors import UserError
 from fedalign.models.causal import CausalModel
-from fedalign.models.control import ConstantSpec, Control, ControlSpec, Told, TransformerSpec, log_weights
+from fedalign.models.control import Control, ControlSpec, Told, log_weights
+from fedalign.models.control_constant import ConstantSpec
+from fedalign.models.control_transformer import TransformerSpec
 from fedalign.models.experts import Experts, Pairs, TopTokens
 from fedalign.models.generation import generate
 from fedalign.models.lora_experts import LoraExperts
