@@ -132,6 +132,13 @@ METHOD_PARTS = {
     "method/assignment": ("method/assignment", ["emdpo", "emdpo_in_sample"]),
     "method/fair": ("method/fair", ["emdpo", "fedem_dpo"]),
     "method/single": ("method/single", ["emdpo", "emdpo_in_sample"]),
+    "method/experts": ("method/experts", ["pcm", "pcm_single"]),
+    "method/experts/loss": ("method/experts/loss", ["pcm", "pcm_soups"]),
+    "method/merging": ("method/merging", ["pcm", "pcm_prompted"]),
+    "method/merging/control": ("method/merging/control", ["pcm"]),
+    "method/merging/mixing": ("method/merging/mixing", ["pcm"]),
+    "method/merging/learning": ("method/merging/learning", ["pcm"]),
+    "method/merging/weighting": ("method/merging/weighting", ["pcm"]),
 }
 """How parts of methods are chosen, and with which methods."""
 PARTS_NEED = {
@@ -157,16 +164,17 @@ def test_every_part_of_a_method_builds_with_the_methods_that_have_it(group: str,
     built: list[Any] = [
         parse(resolve([f"method={method}", f"{choice}={name}", *PARTS_NEED.get(name, [])])).method for method in fitting
     ]
-    field = group.removeprefix("method/")
+    place = {"method/algorithm": "rl/algorithm"}.get(group, group.removeprefix("method/")).split("/")
     for method in built:
-        part = getattr(method.rl if field == "algorithm" else method, field)
+        part: Any = method
         expected = resolve([f"method={fitting[0]}", f"{choice}={name}", *PARTS_NEED.get(name, [])])["method"]
-        values = (expected["rl"] if field == "algorithm" else expected)[field]
-        assert type(part).__name__ == values["_target_"].rpartition(".")[2]
-        for key, value in values.items():
+        for field in place:
+            part, expected = getattr(part, field), expected[field]
+        assert type(part).__name__ == expected["_target_"].rpartition(".")[2]
+        for key, value in expected.items():
             if key != "_target_" and not isinstance(value, dict):
                 assert getattr(part, key) == (tuple(value) if isinstance(value, list) else value)
-    with pytest.raises(UserError, match=rf"{choice}: the method that is chosen has no such part"):
+    with pytest.raises(UserError, match=rf"{choice}: the {group.rpartition('/')[0]} that is chosen has no such part"):
         resolve(["method=fedvpa", f"{choice}={name}"])
 
 
