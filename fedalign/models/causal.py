@@ -96,7 +96,18 @@ class CausalModel(nn.Module):
             input_ids=input_ids, attention_mask=attention_mask, past_key_values=cache, use_cache=keep_cache, **more
         )
         wanted = 1 if last_only else input_ids.shape[1]
-        return output.logits[:, -wanted:].float(), output.past_key_values if keep_cache else None
+        logits = output.logits[:, -wanted:].float()
+        if not keep_cache:
+            return logits, None
+        return logits, _with_room(output.past_key_values) if cache is None else output.past_key_values
+
+
+def _with_room(cache: Any) -> Any:
+    try:
+        from fedalign.models.growing_cache import with_room
+    except ImportError:  # caches of an older transformers have no layers
+        return cache
+    return with_room(cache)
 
 
 def token_positions(attention_mask: Tensor, new: int) -> Tensor:
