@@ -231,7 +231,7 @@ class ExpertsPhase(CorpusPhase):
         """Return negative log-likelihoods of responses under the loaded expert and the base, in nats a token."""
         tokens = self.reader.encode([e.prompt for e in examples], [e.response for e in examples])
         count = float(tokens.response_mask.sum())
-        found = {"test_nll": self.reader.log_probability(tokens), "base_nll": self.reader.reference(tokens)}
+        found = {"test_nll": self.reader.log_probability(tokens), "test_nll_base": self.reader.reference(tokens)}
         return [MetricSum(f"unseen/{name}", side, -float(value.double().sum()), count) for name, value in found.items()]
 
 

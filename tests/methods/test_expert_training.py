@@ -225,16 +225,16 @@ def test_it_says_how_likely_each_side_s_texts_are_under_its_expert_and_the_base(
         return found
 
     before = measured(start)
-    assert set(before) == {"unseen/test_nll", "unseen/base_nll"}
+    assert set(before) == {"unseen/test_nll", "unseen/test_nll_base"}
     for name in ("praise", "still"):
         model = own.fresh(Streams(0)).policy.transformer.adapted
         with torch.no_grad():
             each = [by_transformers(model, e, e.response) for e in texts if e.group == name]
         expected = -sum(float(value) for value, _ in each) / sum(count for _, count in each)
         assert before["unseen/test_nll"][name] == pytest.approx(expected, rel=1e-5)
-        assert before["unseen/base_nll"][name] == pytest.approx(expected, rel=1e-5)
+        assert before["unseen/test_nll_base"][name] == pytest.approx(expected, rel=1e-5)
     after = measured(rounds(own, start, shard, count=2))
-    assert after["unseen/base_nll"] == pytest.approx(before["unseen/base_nll"])
+    assert after["unseen/test_nll_base"] == pytest.approx(before["unseen/test_nll_base"])
     assert all(after["unseen/test_nll"][name] < 0.8 * before["unseen/test_nll"][name] for name in ("praise", "still"))
     sums = decode(own.evaluate(start, shard, START).scalars)
     told = own.summarise(sums, {})
