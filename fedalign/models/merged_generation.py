@@ -90,7 +90,7 @@ def generate_merged(
     whole : bool
         Whether to keep the experts' distributions.
     full_length : bool
-        Whether to go on to ``max_new_tokens`` when all texts have ended, so that columns are of fixed width.
+        Whether columns are padded to ``max_new_tokens``, so that their width does not depend on the texts.
 
     Raises
     ------
@@ -120,15 +120,23 @@ def generate_merged(
             if on_token is not None:
                 on_token(token, weights, ended.clone())
             ended |= torch.isin(token, ends)
-            if bool(ended.all()) and not full_length:
+            if bool(ended.all()):
                 break
             ids, mask = token[:, None], torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
     finally:
         control.train(training)
-    tokens, all_weights, each = zip(*steps, strict=True)
-    joined = torch.cat([one.whole for one in each if one.whole is not None], 1) if whole else None
-    spoken = Spoken(torch.cat([one.chosen for one in each], 1), joined, torch.stack(tokens, 1))
-    return MergedText(spoken.tokens, torch.stack(all_weights, 1), spoken)
+    width = max_new_tokens if full_length else len(steps)
+    return _padded([step[1] for step in steps], Spoken.columns([step[2] for step in steps]), width, experts.pad_token)
+
+
+def _padded(weights: list[Tensor], spoken: Spoken, width: int, pad: int) -> MergedText:
+    """Return what was written, with columns after the last step: padding, of which experts say nothing."""
+    log_weights = torch.stack(weights, 1)
+    missing = width - len(weights)
+    if missing:
+        log_weights = torch.cat([log_weights, log_weights[:, -1:].expand(-1, missing, -1)], 1)
+        spoken = spoken.padded(missing, pad)
+    return MergedText(spoken.tokens, log_weights, spoken)
 
 
 def _check(merger: Merger, told: Told, mask: Tensor, max_new_tokens: int) -> None:

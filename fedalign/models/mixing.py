@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fedalign.models.experts import Pairs
@@ -34,6 +35,18 @@ class Spoken:
         """Return the texts at ``index``, int64 of shape (N,)."""
         whole = None if self.whole is None else self.whole[index]
         return Spoken(self.chosen[index], whole, self.tokens[index])
+
+    def padded(self, columns: int, pad: int) -> Spoken:
+        """Return as many columns more, of a padding token that no expert was asked about."""
+        chosen, tokens = F.pad(self.chosen, (0, 0, 0, columns)), F.pad(self.tokens, (0, columns), value=pad)
+        return Spoken(chosen, None if self.whole is None else F.pad(self.whole, (0, 0, 0, 0, 0, columns)), tokens)
+
+    @staticmethod
+    def columns(parts: Sequence[Spoken]) -> Spoken:
+        """Return texts whose tokens came in parts, at least one."""
+        whole = [part.whole for part in parts if part.whole is not None]
+        chosen, tokens = (torch.cat([getattr(part, name) for part in parts], 1) for name in ("chosen", "tokens"))
+        return Spoken(chosen, torch.cat(whole, 1) if whole else None, tokens)
 
     @staticmethod
     def joined(parts: Sequence[Spoken]) -> Spoken:
