@@ -180,7 +180,7 @@ def test_an_adapter_of_another_width_is_refused(folder: Path, saved: dict[str, s
     from transformers import AutoConfig, AutoModelForCausalLM
 
     wide = Path(shutil.copytree(folder, tmp_path / "wide"))
-    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, n_embd=48)).save_pretrained(wide)
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, n_embd=48)).save_pretrained(wide)  # type: ignore[no-untyped-call]
     path = save(wide, tmp_path / "adapter")
     with pytest.raises(UserError, match=r"paths\.blame=.*not an adapter of model\.model="):
         AdapterExperts({**saved, "blame": path}).open(SIDES, setting(folder))

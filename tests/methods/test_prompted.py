@@ -24,6 +24,7 @@ from fedalign.models.text import TextCodec
 from fedalign.rng import Streams
 from tests.language_models import LENGTH, WORDS, random_model
 
+from .stages import privacy
 from .stated import (
     LENGTHS,
     PROMPTS,
@@ -229,3 +230,15 @@ def test_a_statement_beyond_its_room_loses_its_beginning(folder: Path) -> None:
         found = phase.writer(phase.initial(Streams(3), {})).write(["the film was a"], long, uniform([1], 5))
         texts.append(found.texts)
     assert texts[0] != texts[1]
+
+
+def test_noise_on_the_client_protects_users_with_some_examples_each(folder: Path) -> None:
+    shard = client(*demonstrations(*SIDES, count=8), *demonstrations("blame", count=8, user="bob"))
+    noisy = replace(setting(folder), local_privacy=privacy("user"), private=True)
+    found = []
+    for count in (1, 3):
+        first = method(merging=Prompted(8, training(user_examples=count))).phases(noisy)[1]
+        assert isinstance(first, PromptedTrainingPhase)
+        assert first.local_units == {"example", "user"}
+        found.append(rounds(first, first.initial(Streams(3), {}), shard))
+    assert any(not torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())

@@ -16,6 +16,7 @@ from fedalign.methods.rollouts import uniform
 from fedalign.methods.soups import Soups, SoupsPhase
 from fedalign.methods.stated_writer import StatedText
 from fedalign.metrics.record import decode
+from fedalign.models.experts import Pairs
 from fedalign.models.language_model import ValuedPolicy
 from fedalign.rng import Streams
 from tests.language_models import random_model
@@ -54,21 +55,22 @@ def log_probs(network: ValuedPolicy, adapter: State, text: StatedText, row: int)
     network.eval()
     with torch.no_grad():
         own = text.tokens.ids[row : row + 1], text.tokens.attention_mask[row : row + 1]
-        return network.policy(*own, None).log_softmax(2)[0]
+        return network.policy(*own, None).log_softmax(2)[0]  # type: ignore[no-any-return]
 
 
 def test_each_text_is_written_by_the_mean_of_the_wanted_experts(folder: Path, phase: SoupsPhase) -> None:
     state = state_of(phase)
     text = written(phase, state)
-    weights = {"praise": [1, 0, 0, 0], "praise, moving": [0.5, 0, 0.5, 0], "blame, still": [0, 0.5, 0, 0.5]}
-    weights |= {"moving": [0, 0, 1, 0], "praise=0.5, still=1.5": [0.25, 0, 0, 0.75], "": [0.25] * 4}
+    rows = [[1.0, 0, 0, 0], [0.5, 0, 0.5, 0], [0, 0.5, 0, 0.5], [0, 0, 1.0, 0], [0.25, 0, 0, 0.75], [0.25] * 4]
     network = setting(folder).model.build()  # type: ignore[attr-defined]
     draws = uniform(range(len(STATEMENTS)), 5)
-    for row, statement in enumerate(STATEMENTS):
-        shares = dict(zip(SIDES, weights[statement], strict=True))
-        each = {side: adapter_of(state, side) for side in SIDES}
-        mean = {name: sum(shares[side] * each[side][name] for side in SIDES) for name in each["praise"]}
-        found = log_probs(network, mean, text, row)  # type: ignore[arg-type]
+    each = [adapter_of(state, side) for side in SIDES]
+    for row, shares in enumerate(rows):
+        mean = {
+            name: torch.stack([share * own[name] for share, own in zip(shares, each, strict=True)]).sum(0)
+            for name in each[0]
+        }
+        found = log_probs(network, mean, text, row)
         for place in range(4, 9):
             if text.tokens.response_mask[row, place]:
                 cumulative = found[place - 1].double().exp().cumsum(0)
@@ -93,8 +95,6 @@ def test_what_is_merged_is_what_peft_merges(folder: Path, phase: SoupsPhase, tmp
     model.set_adapter("soup")
     text = written(phase, state, ("praise, moving",) * 3)
     phase._soup.names = ("praise, moving",)
-    from fedalign.models.experts import Pairs
-
     ids, mask = text.tokens.ids, text.tokens.attention_mask
     pairs = Pairs.of(torch.ones(3, 1, dtype=torch.bool))
     found, _ = phase._soup.advance(pairs, ids, mask, None)
@@ -146,3 +146,19 @@ def test_what_has_no_mean_is_refused(folder: Path, phase: SoupsPhase) -> None:
             type(phase.writer(state))(
                 phase._soup, experts, phase.preferences, phase.fallback, phase.codec, phase.method.lengths
             )
+
+
+def test_soups_of_saved_experts_are_those_of_the_run_that_saved_them(
+    folder: Path, phase: SoupsPhase, tmp_path: Path
+) -> None:
+    state = state_of(phase)
+    network = setting(folder).model.build()  # type: ignore[attr-defined]
+    for side in SIDES:
+        network.load_adapter(adapter_of(state, side))
+        network.policy.transformer.save_adapter(tmp_path / side)
+    saved = AdapterExperts({side: str(tmp_path / side) for side in SIDES})
+    (loaded,) = method(saved, Soups()).phases(setting(folder))
+    assert isinstance(loaded, SoupsPhase)
+    assert loaded.initial(Streams(3), {}) == {}
+    one, other = written(phase, state), written(loaded, {})
+    assert one.texts == other.texts and len(set(one.texts)) > 3
