@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,9 @@ from torch import Tensor
 from fedalign.errors import UserError
 from fedalign.hub import model_folder
 from fedalign.pretrained import load_tokenizer
+
+BROKEN = "\ufffd"
+"""What stands for a character of which some tokens are still missing."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +122,76 @@ class TextCodec:
         texts: list[str] = self._tokenizer.batch_decode(ids, skip_special_tokens=True)
         return texts
 
+    def pieces(self, ids: Tensor) -> list[list[str]]:
+        """Return what each token adds to the texts of :meth:`decode`, which are these pieces joined.
+
+        A character of several tokens belongs to the first of them; the others, and tokens that are not text, such as
+        the one that ends it, add nothing.
+
+        Parameters
+        ----------
+        ids : int64 tensor, shape (B, new)
+        """
+        return [self._pieces(row) if len(row) else [] for row in ids]
+
+    def _pieces(self, row: Tensor) -> list[str]:
+        (text,) = self.decode(row[None])
+        prefixes = self._prefixes(row)
+        pieces, place, waiting = [""] * len(row), 0, None
+        for number, prefix in enumerate(prefixes):
+            known = max(place, _common(prefix, text))
+            if known > place and waiting is not None:
+                pieces[waiting] += text[place]
+                place, waiting = place + 1, None
+            pieces[number] += text[place:known]
+            place = known
+            if prefix.endswith(BROKEN) and known < len(prefix) and waiting is None:
+                waiting = number
+        pieces[-1] += text[place:]
+        return pieces
+
+    def _prefixes(self, row: Tensor) -> list[str]:
+        """Return the texts of the first token, the first two, and so on; int64 of shape (new,)."""
+        prefixes = [row[: end + 1].tolist() for end in range(len(row))]
+        texts: list[str] = self._tokenizer.batch_decode(prefixes, skip_special_tokens=True)
+        return texts
+
     def _prompt_ids(self, texts: Sequence[str]) -> list[list[int]]:
         return [ids or [self._tokenizer.eos_token_id] for ids in self._tokenizer(list(texts))["input_ids"]]
+
+
+class TextStream:
+    """Hands on a text while its tokens are drawn; a character waits until all of its tokens are there.
+
+    Parameters
+    ----------
+    codec : TextCodec
+    on_piece : callable
+    """
+
+    def __init__(self, codec: TextCodec, on_piece: Callable[[str], None]) -> None:
+        self._codec, self._on_piece = codec, on_piece
+        self._ids: list[Tensor] = []
+        self._shown = 0
+
+    def take(self, token: Tensor, weights: Tensor, ended: Tensor) -> None:
+        """Add the only text's next token."""
+        if not bool(ended[0]):
+            self._ids.append(token)
+            self._show(self._text().rstrip(BROKEN))
+
+    def close(self) -> None:
+        """Show what was still waiting."""
+        if self._ids:
+            self._show(self._text())
+
+    def _text(self) -> str:
+        return self._codec.decode(torch.stack(self._ids, 1))[0]
+
+    def _show(self, text: str) -> None:
+        if len(text) > self._shown:
+            self._on_piece(text[self._shown :])
+            self._shown = len(text)
 
 
 def _padded(rows: Sequence[Sequence[int]], pad: int, left: bool, width: int | None = None) -> tuple[Tensor, Tensor]:
@@ -133,3 +204,8 @@ def _padded(rows: Sequence[Sequence[int]], pad: int, left: bool, width: int | No
         ids[i, place] = torch.tensor(row)
         mask[i, place] = 1
     return ids, mask
+
+
+def _common(one: str, other: str) -> int:
+    """Return how long the beginning is that two texts share."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

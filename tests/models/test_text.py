@@ -9,7 +9,7 @@ import torch
 
 from fedalign.errors import UserError
 from fedalign.models.generation import generate
-from fedalign.models.text import TextCodec
+from fedalign.models.text import TextCodec, TextStream
 from tests.language_models import WORDS, policy, trained_model
 
 
@@ -87,3 +87,64 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"method\.policy\.model=.*tokenizer cannot be loaded") as error:
         TextCodec(str(tmp_path), "method.policy")
     assert "\n" not in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def bytewise(tmp_path_factory: pytest.TempPathFactory) -> TextCodec:
+    """A tokenizer of bytes, to which every character that is not ASCII is two tokens or more."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(["<end>", *letters])}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    folder = tmp_path_factory.mktemp("bytewise")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>").save_pretrained(folder)
+    return TextCodec(str(folder), "model")
+
+
+def tokens_of(codec: TextCodec, text: str) -> torch.Tensor:
+    ids, mask = codec.prompts([text], 100)
+    return ids[:, mask[0].bool()]
+
+
+def test_pieces_are_what_each_token_adds(codec: TextCodec) -> None:
+    ids = torch.tensor([[3, 5, 0, 0], [6, 6, 6, 6]])
+    assert codec.pieces(ids) == [["film", " good", "", ""], ["bad", " bad", " bad", " bad"]]
+    assert codec.pieces(ids[:, :0]) == [[], []]
+
+
+def test_a_character_belongs_to_its_first_token(bytewise: TextCodec) -> None:
+    ids = tokens_of(bytewise, "né 日本!")
+    assert bytewise.pieces(ids) == [["n", "é", "", " ", "日", "", "", "本", "", "", "!"]]
+
+
+def test_pieces_joined_are_the_text_whatever_the_tokens_are(bytewise: TextCodec) -> None:
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(257, (200, 9), generator=generator)
+    assert ["".join(pieces) for pieces in bytewise.pieces(ids)] == bytewise.decode(ids)
+    assert "\ufffd" in "".join(bytewise.decode(ids))
+
+
+def streamed(codec: TextCodec, ids: torch.Tensor) -> list[str]:
+    shown: list[str] = []
+    stream = TextStream(codec, shown.append)
+    for token in ids[0]:
+        stream.take(token[None], torch.ones(1, 1), torch.tensor([False]))
+    stream.take(torch.tensor([5]), torch.ones(1, 1), torch.tensor([True]))
+    stream.close()
+    return shown
+
+
+def test_a_stream_shows_whole_characters(bytewise: TextCodec) -> None:
+    assert streamed(bytewise, tokens_of(bytewise, "né 日!")) == ["n", "é", " ", "日", "!"]
+    cut = tokens_of(bytewise, "né")[:, :-1]
+    assert streamed(bytewise, cut) == ["n", "\ufffd"]
+    TextStream(bytewise, lambda piece: pytest.fail("nothing was written")).close()
+
+
+def test_a_stream_is_the_text_whatever_the_tokens_are(bytewise: TextCodec) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for ids in torch.randint(257, (100, 1, 9), generator=generator):
+        assert "".join(streamed(bytewise, ids)) == bytewise.decode(ids)[0]
