@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import logging
 import sys
@@ -78,9 +79,10 @@ def _parser() -> argparse.ArgumentParser:
         "--prompts", type=Path, dest="prompts_file", metavar="FILE", help="texts to continue, one a line"
     )
     predict.add_argument(
-        "--preference", action="append", default=[], dest="preferences", metavar="GROUP|FILE",
+        "--preference", action="append", default=[], dest="preferences", metavar="GROUP|FILE|STATEMENT",
         help="a group of the run, or a person's judgments; may be repeated (default: every group); of a run with "
-        "types of annotators type-0, ..., mixture or single (default: what the run has for everybody)",
+        "types of annotators type-0, ..., mixture or single (default: what the run has for everybody); of merged "
+        "experts a statement, such as 'praise, ornate' or 'praise=0.7, short=0.3' (default: nothing is stated)",
     )  # fmt: skip
     predict.add_argument(
         "--dial", action="append", default=[], dest="dials", metavar="A:B:T",
@@ -90,7 +92,13 @@ def _parser() -> argparse.ArgumentParser:
         "--stage", action="append", default=[], dest="stages", metavar="STAGE",
         help="of a run in stages, whose policy writes: pretrained, sft or rl; may be repeated (default: the last)",
     )  # fmt: skip
-    predict.add_argument("--score", action="store_true", help="of a run in stages, show the reward of each text")
+    predict.add_argument(
+        "--score", action="store_true", help="of a run in stages or of merged experts, show the reward of each text"
+    )
+    predict.add_argument("--stream", action="store_true", help="of merged experts, show one text while it is written")
+    predict.add_argument(
+        "--weights", type=Path, metavar="FILE.html", help="of merged experts, write which of them drove each token"
+    )
     sampling = predict.add_mutually_exclusive_group()
     sampling.add_argument(
         "--greedy", action="store_const", const=0.0, dest="temperature", help="take the likeliest tokens"
@@ -146,11 +154,11 @@ def _report(given: argparse.Namespace) -> None:
 
 
 def _predict(given: argparse.Namespace) -> None:
-    from fedalign.predict import TextRequest, predict, read_prompts, write
-    from fedalign.report.atomic import write_json_atomic
-    from fedalign.sweep import show_predictions, show_texts
+    from fedalign.predict import TextRequest, predict, read_prompts, weights_page, write
+    from fedalign.report.atomic import write_json_atomic, write_text_atomic
+    from fedalign.sweep import show_details, show_piece, show_predictions, show_texts
 
-    texts = bool(given.prompts or given.prompts_file)
+    console, texts = Console(), bool(given.prompts or given.prompts_file)
     if texts == (given.answers is not None):
         raise UserError(
             "give either a file (answers, judgments, responses) or prompts to continue (--prompt, --prompts)"
@@ -166,19 +174,27 @@ def _predict(given: argparse.Namespace) -> None:
             given.seed,
             tuple(given.stages),
             given.score,
+            given.weights is not None,
+            functools.partial(show_piece, console) if given.stream else None,
         )
         written = write(given.directory, request)
-        show_texts(Console(), written)
+        (show_details if given.stream else show_texts)(console, written)
+        if given.weights is not None:
+            _save("weights", given.weights, lambda: write_text_atomic(given.weights, weights_page(written)))
         content = [text.to_json() for text in written]
     else:
         predictions = predict(given.directory, given.answers)
-        show_predictions(Console(), predictions)
+        show_predictions(console, predictions)
         content = [prediction.to_json() for prediction in predictions]
     if given.out is not None:
-        try:
-            write_json_atomic(given.out, content)
-        except OSError as error:
-            raise UserError(f"--out={given.out}: cannot be written ({error.strerror}); choose another") from error
+        _save("out", given.out, lambda: write_json_atomic(given.out, content))
+
+
+def _save(option: str, path: Path, write: Callable[[], object]) -> None:
+    try:
+        write()
+    except OSError as error:
+        raise UserError(f"--{option}={path}: cannot be written ({error.strerror}); choose another") from error
 
 
 def _audit(given: argparse.Namespace) -> None:

@@ -12,16 +12,19 @@ from fedalign.methods.base import Method
 from fedalign.methods.dprlhf import DPRLHF
 from fedalign.methods.emdpo import EMDPO
 from fedalign.methods.pairs import PairMethod
+from fedalign.methods.pcm import PCM
 from fedalign.methods.survey import SurveyMethod
 from fedalign.opened_run import OpenedRun
 from fedalign.predict_pairs import predict_choices
 from fedalign.predict_rankings import predict_rankings
 from fedalign.predict_rewards import predict_rewards
 from fedalign.predict_stages import write_stages
+from fedalign.predict_stated import write_stated
 from fedalign.predict_survey import Prediction, predict_shares
 from fedalign.predict_text import TextRequest, read_prompts, write_texts
 from fedalign.predict_types import write_types
 from fedalign.report.run_directory import RunDirectory
+from fedalign.stated_texts import weights_page
 
 _T = TypeVar("_T")
 
@@ -76,6 +79,7 @@ _PREDICTORS: Mapping[type, Callable[[OpenedRun, Path], Sequence[Choice]]] = {
 _WRITERS: Mapping[type, Callable[[OpenedRun, TextRequest], Sequence[Text]]] = {
     DPRLHF: write_stages,
     EMDPO: write_types,
+    PCM: write_stated,
 }
 
 
@@ -108,10 +112,17 @@ def write(run: Path, request: TextRequest) -> Sequence[Text]:
     """Let a run's policy continue prompts.
 
     See :func:`fedalign.predict_text.write_texts` for policies that follow preferences,
-    :func:`fedalign.predict_stages.write_stages` for those that were trained in stages, and
-    :func:`fedalign.predict_types.write_types` for those of types of annotators.
+    :func:`fedalign.predict_stages.write_stages` for those that were trained in stages,
+    :func:`fedalign.predict_types.write_types` for those of types of annotators, and
+    :func:`fedalign.predict_stated.write_stated` for experts that are merged.
     """
-    opened = OpenedRun.of(*_read(run))
+    directory, config = _read(run)
+    if (request.weights or request.on_piece is not None) and not isinstance(config.method, PCM):
+        raise UserError(
+            f"--stream and --weights are for merged experts, and this is a run of '{config.method.name}'; leave them "
+            "out, or use a run of method=pcm"
+        )
+    opened = OpenedRun.of(directory, config)
     return (_serving(opened.config.method, _WRITERS) or write_texts)(opened, request)
 
 
@@ -125,4 +136,4 @@ def _read(run: Path) -> tuple[RunDirectory, RunConfig]:
     return directory, parse(directory.read_config())
 
 
-__all__ = ["Choice", "Prediction", "Text", "TextRequest", "predict", "read_prompts", "write"]
+__all__ = ["Choice", "Prediction", "Text", "TextRequest", "predict", "read_prompts", "weights_page", "write"]

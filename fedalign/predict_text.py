@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,10 @@ class TextRequest:
         Of a run in stages, whose policies write; none means the last.
     score : bool
         Whether the run's reward scores each text.
+    weights : bool
+        Whether to say which expert drove each token; of experts that a control model merges.
+    on_piece : callable, optional
+        Is given each piece of the only text that is asked for as it is written; as ``weights``.
     """
 
     prompts: tuple[str, ...]
@@ -53,6 +57,8 @@ class TextRequest:
     seed: int | None
     stages: tuple[str, ...]
     score: bool
+    weights: bool = False
+    on_piece: Callable[[str], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -158,6 +164,24 @@ def check_numbers(request: TextRequest) -> None:
         raise UserError(f"--max-new-tokens={request.max_new_tokens}: must be 1 or more")
 
 
+def read_dial(text: str) -> tuple[str, str, float]:
+    """Return both ends of a dial and the place between them.
+
+    Raises
+    ------
+    UserError
+        If it is none.
+    """
+    parts = text.rsplit(":", 2)
+    try:
+        start, end, place = parts
+        return start, end, float(place)
+    except ValueError:
+        raise UserError(
+            f"--dial={text}: must be A:B:t, two preferences and a number, such as praise:criticism:0.25"
+        ) from None
+
+
 def _policy(run: OpenedRun) -> tuple[PolicyPhase, State]:
     phase = next((phase for phase in run.phases if isinstance(phase, PolicyPhase)), None)
     if phase is None:
@@ -191,7 +215,7 @@ def _latents(
     for name in preferences:
         yield name, _latent(run, phase, state, name)[None]
     for dial in request.dials:
-        start, end, place = _dial(dial)
+        start, end, place = read_dial(dial)
         a, b = _latent(run, phase, state, start), _latent(run, phase, state, end)
         yield dial, torch.lerp(a, b, place)[None]
 
@@ -207,15 +231,3 @@ def _latent(run: OpenedRun, phase: PolicyPhase, state: State, name: str) -> Tens
         )
     known, _ = read_person(Path(name))
     return phase.own_latent(judgments_of(run.config, known, []))
-
-
-def _dial(text: str) -> tuple[str, str, float]:
-    """Return both ends of a dial and the place between them."""
-    parts = text.rsplit(":", 2)
-    try:
-        start, end, place = parts
-        return start, end, float(place)
-    except ValueError:
-        raise UserError(
-            f"--dial={text}: must be A:B:t, two preferences and a number, such as praise:criticism:0.25"
-        ) from None

@@ -107,3 +107,15 @@ def show_texts(console: Console, texts: Sequence[Text]) -> None:
         row = texts[start : start + len(labels)]
         table.add_row(escape(row[0].prompt), *(escape(text.shown) for text in row))
     console.print(table)
+
+
+def show_piece(console: Console, piece: str) -> None:
+    """Print a piece of a text that is being written."""
+    console.print(piece, end="", soft_wrap=True, markup=False, highlight=False)
+    console.file.flush()
+
+
+def show_details(console: Console, texts: Sequence[Text]) -> None:
+    """End texts that were printed piece by piece, and print what else is known of them."""
+    for text in texts:
+        console.print("", *getattr(text, "details", ()), sep="\n", soft_wrap=True, markup=False, highlight=False)

@@ -17,6 +17,7 @@ from fedalign.cli import main
 from fedalign.config import resolve
 from fedalign.errors import RunFailed, UserError
 from fedalign.methods.pluralllm import GPOPhase
+from fedalign.predict_text import WrittenText
 from tests.tiny import DATA, TINY, trained_run, use_cache
 
 
@@ -203,3 +204,27 @@ def test_as_a_program(tmp_path: Path, debug: list[str], code: int) -> None:
     assert ended.returncode == code
     assert ended.stderr.count("\n") == 1 if not debug else "Traceback" in ended.stderr
     assert ended.stdout == ""
+
+
+def test_pages_that_cannot_be_written_are_a_mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(predict, "write", lambda directory, request: [WrittenText("Well", "all", "done")])
+    monkeypatch.setattr(predict, "weights_page", lambda texts: "page")
+    (tmp_path / "taken").mkdir()
+    assert main(["predict", "run", "--prompt", "Well", "--weights", "taken"]) == 2
+    assert one_line(capsys) == "fedalign: --weights=taken: cannot be written (Is a directory); choose another"
+
+
+def test_streams_and_weights_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[predict.TextRequest] = []
+    texts = [WrittenText("Well", "all", "done")]
+    monkeypatch.setattr(predict, "write", lambda directory, request: asked.append(request) or texts)
+    monkeypatch.setattr(predict, "weights_page", lambda texts: "page")
+    for options in ([], ["--stream"], ["--weights", "page.html"]):
+        assert main(["predict", "run", "--prompt", "Well", *options]) == 0
+    assert [(request.on_piece is not None, request.weights) for request in asked] == [
+        (False, False),
+        (True, False),
+        (False, True),
+    ]
