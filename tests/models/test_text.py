@@ -93,7 +93,7 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
 def bytewise(tmp_path_factory: pytest.TempPathFactory) -> TextCodec:
     """A tokenizer of bytes, to which every character that is not ASCII is two tokens or more."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
+    from transformers import GPT2Config, PreTrainedTokenizerFast
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(["<end>", *letters])}, []))
@@ -101,6 +101,7 @@ def bytewise(tmp_path_factory: pytest.TempPathFactory) -> TextCodec:
     tokenizer.decoder = decoders.ByteLevel()
     folder = tmp_path_factory.mktemp("bytewise")
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>").save_pretrained(folder)
+    GPT2Config(vocab_size=257).save_pretrained(folder)
     return TextCodec(str(folder), "model")
 
 
