@@ -86,7 +86,7 @@ def _token(experts: Sequence[str], piece: str, weights: Sequence[float]) -> str:
     most = max(range(len(weights)), key=weights.__getitem__)
     red, green, blue = (int(_colour(most)[start : start + 2], 16) for start in (1, 3, 5))
     # Never so strong that letters cannot be read on it, in a light page or a dark one.
-    strength = 0.08 + 0.42 * weights[most]
+    strength = 0.08 + 0.36 * weights[most]
     told = ", ".join(f"{name} {w:.3f}" for name, w in zip(experts, weights, strict=True) if w > 0)
     style = f"background:rgba({red},{green},{blue},{strength:.2f})"
     return f'<span class="token" style="{style}" title="{escape(told)}">{escape(piece)}</span>'
