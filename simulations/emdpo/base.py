@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from fedalign.data.rankings import RankingSource
 from fedalign.rng import Streams
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _WORLD = (
     "method=emdpo",
@@ -48,7 +49,7 @@ def public_texts() -> list[Text]:
     return list(dict.fromkeys((ranking.prompt, text) for ranking in judged for text in ranking.responses))
 
 
-def make(source: str, folder: Path) -> None:
+def make(source: str, folder: Path, texts: Sequence[Text] | None = None) -> None:
     """Fine-tune all of a small causal model on public texts and write it to a folder.
 
     Parameters
@@ -56,13 +57,33 @@ def make(source: str, folder: Path) -> None:
     source : str
         Hub name or folder of the model.
     folder : Path
+    texts : sequence of Text, optional
+        By default those of this experiment's world.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(source)
     # Without dropout: a loaded model is in evaluation mode.
     model = AutoModelForCausalLM.from_pretrained(source)
-    texts = public_texts()
+    with one_thread():
+        _fit(model, tokenizer, public_texts() if texts is None else texts)
+    model.save_pretrained(os.fspath(folder))
+    tokenizer.save_pretrained(os.fspath(folder))
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Give PyTorch one thread, as runs have, and afterwards what it had: sums differ with their number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text]) -> None:
+    """Take steps of AdamW through all texts, epoch by epoch, in an order that is always the same."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=_LR, weight_decay=0.0)
     generator = torch.Generator().manual_seed(0)
     for _ in range(EPOCHS):
@@ -73,8 +94,6 @@ def make(source: str, folder: Path) -> None:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    model.save_pretrained(os.fspath(folder))
-    tokenizer.save_pretrained(os.fspath(folder))
 
 
 def batch(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text]) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,1 @@
+"""The experiment on PCM: experts of three two-sided dimensions, merged under stated preferences."""
