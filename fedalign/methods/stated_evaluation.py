@@ -113,6 +113,19 @@ class StatedScorer:
         per_token = zip(groups, nll.tolist(), tokens.tolist(), strict=True)
         return [*sums, *(MetricSum(f"unseen/{_NLL}", group, total, n) for group, total, n in per_token)]
 
+    @torch.no_grad()
+    def texts(self, writer: StatedWriter, examples: Sequence[Example], client: str, seed: int) -> list[str]:
+        """Return what is written to test prompts, as :meth:`evaluate` scores it."""
+        draws = self._draws(len(examples), client, seed)
+        found: list[str] = []
+        for start in range(0, len(examples), self.settings.batch):
+            part = examples[start : start + self.settings.batch]
+            own = None if draws is None else draws[start : start + len(part)]
+            vectors = torch.stack([self.preferences.vector(example.group, "group") for example in part])
+            prompts = [example.prompt for example in part]
+            found += writer.write(prompts, vectors, own, self.settings.temperature or 1.0).texts
+        return found
+
     def _values(
         self, writer: StatedWriter, examples: Sequence[Example], draws: Tensor | None, place: tuple[str, int, int]
     ) -> Iterator[tuple[str, Tensor]]:

@@ -14,6 +14,7 @@ from fedalign.report.statistics import mean_interval, paired_difference
 from simulations.emdpo.markdown import table
 from simulations.pcm.arms import ARMS
 from simulations.pcm.score import SeedResult, from_json, oracle, read_run
+from simulations.pcm.wins import win_rate
 from simulations.privacy.tables import cell
 from simulations.records import between_marks, finished_runs, to_json
 
@@ -61,6 +62,8 @@ def tables(found: Results) -> str:
         _means(found),
         "**PCM, token by token, federated, less what it is compared with; paired by seed**",
         _differences(found),
+        "**How often the federated control model's text is worth more, ties counting half; interval over prompts**",
+        _wins(found),
         "**The paper's average pairwise win rates, beside which ours cannot be put: other models, judges and prompts**",
         table(("", "win rate"), [(label, (value,)) for label, value in _PAPER]),
     ]
@@ -90,6 +93,13 @@ def _differences(found: Results) -> str:
         if any(pairs):
             rows.append((LABELS[name], [cell(pair, "+.3f") for pair in pairs]))
     return table(("less", "reward", "sides as wanted", "reward, held-out combinations"), rows)
+
+
+def _wins(found: Results) -> str:
+    worth = {name: {seed: r.worth for seed, r in seeds.items() if r.worth} for name, seeds in found.items()}
+    rates = {name: win_rate(worth, "federated", name) for name in _ORDER if name != "federated"}
+    rows = [(LABELS[name], [cell(rate, ".3f"), str(rate.n)]) for name, rate in rates.items() if rate is not None]
+    return table(("against", "wins", "prompts"), rows)
 
 
 def _values(seeds: Mapping[int, SeedResult], key: str) -> dict[int, float]:

@@ -19,6 +19,7 @@ from fedalign.report.run_directory import RunDirectory
 from fedalign.site import open_site
 from simulations.pcm.arms import HELD_OUT
 from simulations.pcm.oracle import Oracle, wrong_tokens
+from simulations.pcm.wins import worth
 
 KEPT = ("reward", "reward_tone", "reward_style", "reward_length", "satisfied", "win_rate", "weight_entropy", "base_nll")
 _PREFIX = "unseen/"
@@ -35,10 +36,13 @@ class SeedResult:
         stated and those that nobody did: means of the combinations' own.
     seconds : float
         Of the whole run.
+    worth : list of float
+        What each test prompt's text is worth to who asked (``wins``); empty where that was not worked out.
     """
 
     scores: dict[str, float]
     seconds: float
+    worth: list[float]
 
 
 def from_json(text: str) -> dict[str, dict[int, SeedResult]]:
@@ -52,7 +56,8 @@ def from_json(text: str) -> dict[str, dict[int, SeedResult]]:
 def read_run(directory: Path) -> SeedResult:
     """Return a finished run's numbers."""
     summary = json.loads((directory / "summary.json").read_text())
-    return SeedResult(by_combination(summary["groups"]), round(summary["timing"]["total_s"], 1))
+    seconds = round(summary["timing"]["total_s"], 1)
+    return SeedResult(by_combination(summary["groups"]), seconds, [round(each, 4) for each in worth(directory)])
 
 
 def by_combination(groups: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
@@ -90,7 +95,7 @@ def oracle(directory: Path) -> SeedResult:
         for one in phase.scorer.evaluate(knowing, examples, shard.client, config.seed)
         if "weight" not in one.name
     ]
-    return SeedResult(by_combination(_means(sums)), 0.0)
+    return SeedResult(by_combination(_means(sums)), 0.0, [])
 
 
 def _means(sums: list[MetricSum]) -> dict[str, dict[str, float]]:
