@@ -1,7 +1,7 @@
 """Weights of somebody who knows the world's words: what token-wise merging of these experts could do.
 
-At every token all weight is on the wanted expert that is least likely to go wrong there, where going wrong is to begin a
-word of a side that is not wanted, to join another clause to a text that should be short, or to end one that should be
+At every token all weight is on the wanted expert that is least likely to go wrong there, where going wrong is to begin
+a word of a side that is not wanted, to join another clause to a text that should be short, or to end one that should be
 long. Where none is in danger of that, weights are even.
 """
 
