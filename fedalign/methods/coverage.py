@@ -10,11 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from fedalign.methods.stated_preference import Preferences
+
+_LEAST = 1e-6
+"""Weight of a side that is drawn, at least: one without weight is none."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +67,18 @@ class Coverage:
         known = [preferences.vector(s, "coverage") for s in self.statements or preferences.statements]
         drawn = torch.stack(known)[torch.randint(len(known), (len(vectors),), generator=generator)]
         if self.concentration is not None:
-            # Gamma variables through torch's own sampler, which takes a generator.
-            gammas = torch._standard_gamma(torch.full_like(drawn, self.concentration), generator=generator)
-            weights = torch.where(drawn > 0, gammas.clamp(min=1e-6), 0.0)
-            drawn = weights / weights.sum(1, keepdim=True) * (drawn > 0).sum(1, keepdim=True)
+            weights = self._dirichlet(drawn > 0, int(torch.randint(2**62, (1,), generator=generator)))
+            drawn = weights * (drawn > 0).sum(1, keepdim=True)
         return torch.where(covered[:, None], drawn, vectors), covered
+
+    def _dirichlet(self, there: Tensor, seed: int) -> Tensor:
+        """Return weights of the sides that are there, positive and summing to 1 in each row; 0 elsewhere."""
+        assert self.concentration is not None
+        # NumPy's, since torch draws gamma variables from its default generator alone; as logarithms, since those of a
+        # small concentration are below all numbers.
+        generator, shape = np.random.default_rng(seed), tuple(there.shape)
+        logs = np.log(generator.standard_gamma(self.concentration + 1, shape))
+        logs += np.log1p(-generator.random(shape)) / self.concentration
+        weights = torch.from_numpy(logs).masked_fill(~there, -torch.inf).softmax(1)
+        weights = torch.where(there, weights.clamp(min=_LEAST), 0.0)
+        return (weights / weights.sum(1, keepdim=True)).float()
