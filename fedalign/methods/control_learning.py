@@ -158,7 +158,7 @@ class Online(Learning):
             (rollouts, batch), rows = reuse.next()
             part, kept = rollouts.rows(rows), batch.rows(rows)
             targets = self.algorithm.targets(rollouts, self.beta).rows(rows)
-            log_probs, values = phase.log_probabilities(kept, bias)
+            log_probs, values = phase.texts.log_probabilities(kept, bias)
             return self.algorithm.losses(log_probs, values, part, targets).mean()
 
         return loss
@@ -180,11 +180,11 @@ class Online(Learning):
         rows = torch.arange(len(examples)).repeat_interleave(count)
         prompts = [examples[i].prompt for i in rows.tolist()]
         draws = uniform(seeds, phase.lengths.response, count)
-        batch = phase.drawn(prompts, vectors[rows], draws, self.temperature, bias)
-        scores = phase.worth(prompts, batch.texts, vectors[rows])
+        batch = phase.texts.drawn(prompts, vectors[rows], draws, self.temperature, bias)
+        scores = phase.texts.worth(prompts, batch.texts, vectors[rows])
         mask = batch.mask
         zeros = torch.zeros_like(batch.drawn_at)
-        values = phase.log_probabilities(batch, bias)[1] if self.learns_values else zeros
+        values = phase.texts.log_probabilities(batch, bias)[1] if self.learns_values else zeros
         rollouts = Rollouts(batch.tokens, mask, batch.drawn_at, batch.even, values, scores.to(mask.device))
         self._tell(phase, own, [examples[i] for i in rows.tolist()], scores, batch, ~covered[rows])
         return rollouts, batch
@@ -236,13 +236,13 @@ class Offline(Learning):
         vectors = torch.stack([phase.vector(example) for example in met])
         prompts = [example.prompt for example in met]
         sides = ([e.response for e in met], [e.rejected or "" for e in met])
-        chosen, rejected = (phase.written(prompts, texts, vectors) for texts in sides)
+        chosen, rejected = (phase.texts.written(prompts, texts, vectors) for texts in sides)
 
         def loss(step: int) -> Tensor:
             rows = torch.tensor([place[example] for example in drawn[step]])
             policy, reference = [], []
             for batch in (chosen.rows(rows), rejected.rows(rows)):
-                policy.append((phase.log_probabilities(batch, bias)[0] * batch.mask).sum(1))
+                policy.append((phase.texts.log_probabilities(batch, bias)[0] * batch.mask).sum(1))
                 reference.append((batch.even * batch.mask).sum(1))
             losses, margins = dpo_loss(policy[0], policy[1], reference[0], reference[1], self.beta)
             groups = [example.group for example in drawn[step]]

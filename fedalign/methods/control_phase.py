@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from fedalign.contribution import WEIGHT, Contribution, State, weighted_delta
 from fedalign.data.corpus import CorpusShard, Example
 from fedalign.methods.base import Artefacts, Memory, ServerOptimizer, Setting
-from fedalign.methods.control_batches import ControlBatch
 from fedalign.methods.control_learning import Learning, Online, Round
+from fedalign.methods.control_texts import ControlTexts
 from fedalign.methods.local_training import LocalTraining, load_parameters, train, trainable
 from fedalign.methods.merging import Merging, StatedPhase
 from fedalign.methods.pcm import PCM
 from fedalign.methods.preference_weighting import Losses, Weighting
-from fedalign.methods.stated_preference import SideRewards, combined
-from fedalign.methods.stated_writer import MergedWriter, StatedText
+from fedalign.methods.stated_preference import SideRewards
+from fedalign.methods.stated_writer import MergedWriter
 from fedalign.metrics.record import MetricSum, encode
-from fedalign.models.control import Control, ControlSpec, Told, log_weights
-from fedalign.models.experts import Pairs
+from fedalign.models.control import Control, ControlSpec
 from fedalign.models.merged_generation import Merger
-from fedalign.models.mixing import Mixing, Spoken, spoken_of
-from fedalign.models.text import ResponseBatch
+from fedalign.models.mixing import Mixing
 from fedalign.rng import Streams
 from fedalign.template import Template
 
@@ -81,6 +79,11 @@ class ControlPhase(StatedPhase):
     method : PCM
     settings : Controlled
     setting : Setting
+
+    Attributes
+    ----------
+    texts : ControlTexts
+        What learning asks for.
     """
 
     name = "control"
@@ -90,12 +93,15 @@ class ControlPhase(StatedPhase):
         self.settings, self.lengths = settings, method.lengths
         self.rounds = setting.rounds if settings.rounds is None else settings.rounds
         if settings.learning.needs_rewards and self.rewards is None:
-            SideRewards(self.preferences)
+            SideRewards(self.preferences, "learn from judgments (method/merging/learning=offline)")
         if isinstance(settings.learning, Online):
             settings.learning.coverage.check(self.preferences)
         # The workspace that states are loaded into; its own weights mean nothing.
         self.network = self._fresh(Streams(0))
         method.lengths.check(self.network.max_tokens)
+        merger = Merger(self.experts, self.network, settings.mixing)
+        self._writer = MergedWriter(merger, self.preferences, self.fallback, self.codec, self.lengths)
+        self.texts = ControlTexts(self._writer, settings.batch, self.rewards, self.references)
 
     def initial(self, streams: Streams, artefacts: Artefacts) -> State:
         """Return a fresh control model, the weights of preferences, and what of the experts travels."""
@@ -151,60 +157,7 @@ class ControlPhase(StatedPhase):
     def writer(self, state: State) -> MergedWriter:
         """Return the experts, merged by the control model of a state."""
         self.load(state)
-        return self._writer(None)
-
-    # ---------------------------------------------------------------------------------------- what learning asks for
-
-    def drawn(
-        self, prompts: Sequence[str], vectors: Tensor, draws: Tensor, temperature: float, bias: Tensor | None
-    ) -> ControlBatch:
-        """Return what the merged experts write, with what each of them found of it."""
-        writer = self._writer(None if bias is None else bias.detach())
-        whole = self.settings.mixing.needs_whole
-        text = writer.write_told(prompts, writer.told(vectors), draws, temperature, whole=whole)
-        assert text.told is not None and text.spoken is not None and text.log_weights is not None
-        return self._batch(text, text.told, text.spoken, text.log_weights)
-
-    @torch.no_grad()
-    def written(self, prompts: Sequence[str], responses: Sequence[str], vectors: Tensor) -> ControlBatch:
-        """Return responses that there are, with what each wanted expert finds of them."""
-        tokens = self.codec.continuations(prompts, responses, self.lengths.prompt, self.lengths.response)
-        device, start = self.experts.device, self.lengths.prompt
-        told = self._writer(None).told(vectors)
-        pieces = []
-        for rows in torch.split(torch.arange(len(prompts)), self.settings.batch):
-            ids, mask = tokens.ids[rows].to(device), tokens.attention_mask[rows].to(device)
-            pairs = Pairs.of(told.active[rows.to(device)])
-            found, _ = self.experts.advance(pairs, ids, mask, None, keep_cache=False)
-            shape = len(rows), len(self.experts.names)
-            whole = self.settings.mixing.needs_whole
-            pieces.append(spoken_of(pairs, found[:, start - 1 : -1], ids[:, start:], shape, whole))
-        moved = ResponseBatch(tokens.ids.to(device), tokens.attention_mask.to(device), tokens.response_mask.to(device))
-        text = StatedText(moved, list(responses))
-        return self._batch(text, told, Spoken.joined(pieces), None)
-
-    def log_probabilities(self, batch: ControlBatch, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return how likely the mixture finds each token, and the values before them; no expert is asked.
-
-        Returns
-        -------
-        log_probs : float32 tensor, shape (B, S)
-            0 beyond the response.
-        values : float32 tensor, shape (B, S)
-        """
-        tokens, start = batch.tokens, self.lengths.prompt
-        scores, values, _ = self.network.advance(batch.told, tokens.ids, tokens.attention_mask, None, False)
-        weights = log_weights(scores[:, start - 1 : -1], batch.told, bias)
-        found = self.settings.mixing.log_probability(weights, batch.spoken)
-        return found.where(batch.mask > 0, 0.0), values[:, start - 1 : -1]
-
-    def worth(self, prompts: Sequence[str], texts: Sequence[str], vectors: Tensor) -> Tensor:
-        """Return the reward of responses under preferences, in [0, 1], float32 of shape (B,)."""
-        assert self.rewards is not None
-        reference = self.references.measured(self.rewards, prompts)
-        return combined(self.rewards.sides(self.rewards.measured(prompts, texts), reference), vectors)
-
-    # ---------------------------------------------------------------------------------------------------- its own
+        return self._writer
 
     def _fresh(self, streams: Streams) -> Control:
         """Return a control model that weighs all the same; without a head for values where nothing learns them."""
@@ -214,20 +167,6 @@ class ControlPhase(StatedPhase):
             network = self.settings.control.build(count, combinations, experts.vocabulary, experts.device)
         network.value.requires_grad_(self.settings.learning.learns_values)
         return network
-
-    def _writer(self, bias: Tensor | None) -> MergedWriter:
-        merger = Merger(self.experts, self.network, self.settings.mixing, bias)
-        return MergedWriter(merger, self.preferences, self.fallback, self.codec, self.lengths)
-
-    def _batch(self, text: StatedText, told: Told, spoken: Spoken, weights: Tensor | None) -> ControlBatch:
-        mask = text.tokens.response_mask[:, self.lengths.prompt :].float()
-        held = replace(told, fixed=told.active / told.active.sum(1, keepdim=True))
-        even = log_weights(torch.zeros_like(spoken.chosen), held)
-        found = [
-            self.settings.mixing.log_probability(each, spoken).where(mask > 0, 0.0)
-            for each in (even, even if weights is None else weights)
-        ]
-        return ControlBatch(text.tokens, text.texts, told, spoken, mask, found[0], found[1])
 
     def _bias(self, memory: Memory) -> nn.Parameter | None:
         if not self.settings.personal_bias:

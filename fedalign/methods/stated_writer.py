@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -80,6 +80,11 @@ class MergedWriter(StatedWriter):
     ) -> None:
         self.merger, self.codec, self.lengths = merger, codec, lengths
         self._preferences, self._fallback = preferences, fallback
+
+    def biased(self, bias: Tensor | None) -> MergedWriter:
+        """Return the same with something added to the control model's scores, float of shape (n,), or None."""
+        merger = replace(self.merger, bias=bias)
+        return MergedWriter(merger, self._preferences, self._fallback, self.codec, self.lengths)
 
     def told(self, vectors: Tensor) -> Told:
         """Return what the control model is told."""
