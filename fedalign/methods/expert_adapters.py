@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 
 from fedalign.contribution import State
-from fedalign.errors import UserError
 from fedalign.hub import model_folder
 from fedalign.methods.base import Setting
 from fedalign.methods.expert_source import ExpertSource
@@ -124,22 +123,6 @@ def adapter_of(state: State, side: str) -> State:
 def prefix_of(side: str) -> str:
     """Return what names of a side's tensors in a state begin with."""
     return f"expert/{side}/"
-
-
-def check_folders(sides: Sequence[str]) -> None:
-    """Refuse names of sides that are no names of folders.
-
-    Raises
-    ------
-    UserError
-        Naming the side.
-    """
-    for side in sides:
-        if "/" in side or side.startswith("."):
-            raise UserError(
-                f"method.dimensions: a side is called {side!r}, and its expert is saved under its name; leave out / "
-                "and a dot at the beginning"
-            )
 
 
 def _same(one: Adapters, other: Adapters) -> bool:

@@ -20,7 +20,6 @@ from fedalign.methods.expert_adapters import (
     AdapterWorkspace,
     LoraSource,
     adapter_of,
-    check_folders,
     fresh_adapter,
     language_model,
     named_adapters,
@@ -117,7 +116,6 @@ class ExpertsPhase(CorpusPhase):
         self.experts, self.evaluation = experts, method.evaluation
         self.preferences = Preferences(method.dimensions)
         self.sides = self.preferences.names
-        check_folders(self.sides)
         self.network.head.requires_grad_(False)
         self.reader = TextReader(self.network.policy, self.codec, method.lengths)
 

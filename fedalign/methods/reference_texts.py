@@ -67,9 +67,4 @@ class ReferenceTexts:
         draws, temperature
             See :class:`fedalign.methods.stated_writer.StatedWriter`.
         """
-        there = (vectors > 0).float()
-        told = self._writer.told(vectors)
-        held = type(told)(
-            told.vector, told.active, told.number, told.opening, (there / there.sum(1, keepdim=True)).to(told.fixed)
-        )
-        return self._writer.write_told(prompts, held, draws, temperature).texts
+        return self._writer.write_told(prompts, self._writer.told(vectors).even(), draws, temperature).texts

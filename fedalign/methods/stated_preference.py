@@ -64,7 +64,7 @@ class Preferences:
     Raises
     ------
     UserError
-        If there is none, two sides have one name, or a name cannot be stated.
+        If there is none, two sides have one name, or a name cannot be stated or be a folder's.
     """
 
     def __init__(self, dimensions: Mapping[str, Dimension]) -> None:
@@ -77,6 +77,11 @@ class Preferences:
                 raise UserError(f"{KEY}: two sides are called {name!r}; give each its own name")
             if name.strip() != name or not name or set(name) & set(",=") or name in NOTHING:
                 raise UserError(f"{KEY}: a side is called {name!r}, which cannot be stated; leave out commas and =")
+            if "/" in name or name.startswith("."):
+                raise UserError(
+                    f"{KEY}: a side is called {name!r}, and its expert is saved under its name; leave out / and a dot "
+                    "at the beginning"
+                )
         self._check_measures()
         combinations = itertools.product(*(dimension.sides for dimension in dimensions.values()))
         self.statements = tuple(", ".join(sides) for sides in combinations)
@@ -119,7 +124,7 @@ class Preferences:
         return ", ".join(parts)
 
     def told(self, vectors: Tensor, fallback: Tensor, codec: TextCodec | None, device: torch.device) -> Told:
-        """Return what a control model is told.
+        """Return what a control model is told; weight that is fixed is on experts that are active.
 
         Parameters
         ----------
@@ -168,6 +173,8 @@ class SideRewards:
     ----------
     preferences : Preferences
         Every dimension has a measure.
+    otherwise : str
+        What else would do than a measure, for the error message.
 
     Raises
     ------
@@ -175,14 +182,12 @@ class SideRewards:
         If one has none.
     """
 
-    def __init__(self, preferences: Preferences) -> None:
+    def __init__(self, preferences: Preferences, otherwise: str = "") -> None:
         self._dimensions = preferences.dimensions
         for name, dimension in self._dimensions.items():
             if dimension.measure is None:
-                raise UserError(
-                    f"{KEY}.{name}.measure=null: nothing says what texts are worth; set a measure, or learn from "
-                    "judgments (method/merging/learning=offline)"
-                )
+                fix = f"set a measure, or {otherwise}" if otherwise else "set a measure"
+                raise UserError(f"{KEY}.{name}.measure=null: nothing says what texts are worth; {fix}")
 
     def prepare(self) -> None:
         """Load what measures need.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,7 +28,8 @@ class Told:
     opening : (int64 tensor, int64 tensor), each of shape (B, O)
         The statement in words, as token ids and mask, padded on the left.
     fixed : float32 tensor, shape (B, n)
-        Weights that hold whatever the control model says, where the row sums to 1; zeros leave it to the model.
+        Weights that hold whatever the control model says, where the row sums to 1, all of it on experts that are
+        active; zeros leave it to the model.
     """
 
     vector: Tensor
@@ -47,6 +48,10 @@ class Told:
             (change(ids), change(mask)),
             change(self.fixed),
         )
+
+    def even(self) -> Told:
+        """Return the same with equal weights on the active experts, whatever the control model says."""
+        return replace(self, fixed=(self.active / self.active.sum(1, keepdim=True)).to(self.fixed))
 
 
 class Control(nn.Module, ABC):
