@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fedalign.config import RunConfig, parse, resolve
+from fedalign.config import RunConfig
 from fedalign.contribution import Contribution, State, total
 from fedalign.data.federated import Role
 from fedalign.data.rankings import RankingShard
@@ -22,6 +21,7 @@ from fedalign.methods.type_adapters import AdapterTypes
 from fedalign.methods.type_model import TypeModel
 from fedalign.metrics.record import decode
 from fedalign.rng import Streams
+from tests.configs import configured
 
 FEATURES = 3
 TYPES = {"a": torch.tensor([2.0, 0.0, 0.5]), "b": torch.tensor([-2.0, 1.0, 0.5])}
@@ -47,13 +47,12 @@ PROBE = ("method.start.iterations=3", "method.start.restarts=2", "method.start.r
 WORDS = ("the film", "good fine", "bad dull plot", "it was very bright", "actor", "I liked the ending and the plot")
 
 
-@functools.cache
 def settings(*overrides: str) -> RunConfig:
     """Return the small configuration of a method, ``emdpo`` unless told, which starts at random unless told."""
     arm = next((o for o in overrides if o.startswith("method=")), None)
     start = () if arm or any(o.startswith("method/start") for o in overrides) else RANDOM
     small = [o for o in SMALL if arm is None or not o.startswith("method.types")]
-    return parse(resolve([arm or "method=emdpo", *small, *start, *overrides]))
+    return configured(arm or "method=emdpo", *small, *start, *overrides)
 
 
 def phases(*overrides: str, rounds: int = 4, private: bool = False) -> list[Phase[RankingShard]]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
-from fedalign.config import RunConfig, parse, resolve
+from fedalign.config import RunConfig
 from fedalign.contribution import Contribution, State, total
 from fedalign.data.pairs import PairShard
 from fedalign.federation.server_optimizer import FedAvg, ServerOptimizerSpec
@@ -14,6 +13,7 @@ from fedalign.methods.fedvpa import FedVPA
 from fedalign.methods.selector import SelectorPhase
 from fedalign.metrics.record import decode
 from fedalign.rng import Streams
+from tests.configs import configured
 
 from .judgments import FEATURES
 
@@ -37,14 +37,13 @@ ARMS = ("fedvpl", "fedvpa", "fedvpa_sums")
 """One for each kind of prior."""
 
 
-@functools.cache
 def settings(*overrides: str) -> RunConfig:
     """Return the small configuration of a method, ``fedvpa`` unless told, under some overrides."""
     arm = next((o for o in overrides if o.startswith("method=")), "method=fedvpa")
     small = [o for o in SMALL if "latent" not in o] if arm == "method=fedavg_bt" else list(SMALL)
     if arm.startswith("method=fedvpa") and "method.prototypes=null" not in overrides:
         small += PROTOTYPES
-    return parse(resolve([arm, *small, *overrides]))
+    return configured(arm, *small, *overrides)
 
 
 def method(*overrides: str) -> FedVPA:

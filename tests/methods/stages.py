@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fedalign.config import RunConfig, parse, resolve
+from fedalign.config import RunConfig
 from fedalign.data.corpus import CorpusShard, Example
 from fedalign.data.federated import Role
 from fedalign.methods.base import Setting
@@ -20,6 +20,7 @@ from fedalign.methods.text_reward import TextReward
 from fedalign.privacy.local import DPSGD, GradSample, LocalPrivacy, Unit
 from fedalign.privacy.noise import SeededNoise
 from fedalign.rng import Streams
+from tests.configs import configured
 
 SMALL = (
     "lengths.prompt=4",
@@ -55,7 +56,7 @@ def config(folder: Path, *overrides: str, arm: str = "dprlhf") -> RunConfig:
         small += ["method.reward_model.local.steps=2", "method.reward_model.batch=4"]
         small += ["method.reward_model.user_examples=2"]
     model = [f"model.model={folder}", "model.rank=2", "model.alpha=4"]
-    return parse(resolve([f"method={arm}", *small, *model, *overrides]))
+    return configured(f"method={arm}", *small, *model, *overrides)
 
 
 def method_of(found: RunConfig, **changes: Any) -> DPRLHF:

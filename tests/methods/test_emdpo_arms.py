@@ -17,6 +17,7 @@ from fedalign.methods.em import MASS, EMPhase
 from fedalign.methods.emdpo import EMDPO
 from fedalign.methods.type_model import PRIOR, count, named
 from fedalign.rng import Streams
+from tests.configs import configured
 
 from .type_worlds import random_shard
 
@@ -59,7 +60,7 @@ def arm(name: str) -> EMDPO:
 
 def phases(name: str) -> list[Phase[RankingShard]]:
     """Return an arm's phases on linear types."""
-    config = parse(resolve([f"method={name}", *SMALL]))
+    config = configured(f"method={name}", *SMALL)
     return list(config.method.phases(Setting(4, DIMENSION, config.model, config.encoder)))
 
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedalign.config import parse, resolve
 from fedalign.contribution import DELTA, Contribution, State, total
 from fedalign.data.rankings import RankingShard
 from fedalign.errors import UserError
@@ -19,6 +18,7 @@ from fedalign.methods.em import MASS, EMPhase
 from fedalign.methods.group_robust import LOSSES, SEEN, WEIGHTS, GroupRobustPhase
 from fedalign.methods.type_model import type_of
 from fedalign.rng import Streams
+from tests.configs import configured
 
 from .type_worlds import shard
 
@@ -41,7 +41,7 @@ ROBUST = ("method=group_robust_dpo", "method.groups.names=[many,few,absent]", *S
 
 def phase(*overrides: str, rounds: int = 20) -> EMPhase:
     """Return the one phase of a method."""
-    config = parse(resolve(list(overrides)))
+    config = configured(*overrides)
     (found,) = config.method.phases(Setting(rounds, DIMENSION, config.model, config.encoder))
     assert isinstance(found, EMPhase)
     return found

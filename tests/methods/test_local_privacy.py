@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedalign.config import parse, resolve
 from fedalign.contribution import DELTA, WEIGHT, State
 from fedalign.data.schema import GroupJudgments
 from fedalign.errors import UserError
@@ -20,6 +19,7 @@ from fedalign.privacy.dp_sgd import UnitLosses
 from fedalign.privacy.local import DPSGD, LocalPrivacy
 from fedalign.privacy.noise import SeededNoise, SystemNoise
 from fedalign.rng import Streams
+from tests.configs import configured
 
 from .surveys import FEATURES, group, shard
 
@@ -143,7 +143,7 @@ def test_weights_beyond_all_bounds_say_what_to_do() -> None:
 
 
 def gpo(chosen: LocalPrivacy | None, *overrides: str) -> GPOPhase:
-    config = parse(resolve([*SMALL, *overrides]))
+    config = configured(*SMALL, *overrides)
     assert isinstance(config.method, PluralLLM)
     setting = Setting(4, FEATURES, config.model, config.encoder, local_privacy=chosen)
     phase = config.method.phases(setting)[-1]

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedalign.config import parse, resolve
 from fedalign.contribution import State, mean_delta, total
 from fedalign.data.schema import GroupJudgments, Role, SurveyShard
 from fedalign.errors import UserError
@@ -21,6 +20,7 @@ from fedalign.methods.question_prior import QuestionPriorPhase, base_of, contrib
 from fedalign.metrics.record import decode
 from fedalign.models.gpo import GPOModel
 from fedalign.rng import Streams
+from tests.configs import configured
 
 from .surveys import FEATURES, group, shard
 
@@ -45,7 +45,7 @@ def make() -> Callable[..., tuple[PluralLLM, GPOPhase]]:
     """Give the method under some overrides, and its network's phase."""
 
     def build(*overrides: str) -> tuple[PluralLLM, GPOPhase]:
-        config = parse(resolve([*SMALL, *overrides]))
+        config = configured(*SMALL, *overrides)
         assert isinstance(config.method, PluralLLM)
         phase = config.method.phases(Setting(4, FEATURES, config.model, config.encoder))[-1]
         assert isinstance(phase, GPOPhase)
@@ -66,7 +66,7 @@ def prior(shards: list[SurveyShard]) -> State:
 
 
 def test_the_prior_is_a_phase_of_its_own(make: Make) -> None:
-    config = parse(resolve(SMALL))
+    config = configured(*SMALL)
     setting = Setting(7, FEATURES, config.model, config.encoder)
     with_prior = make("method.prior=federated")[0].phases(setting)
     without = make("method.prior=none")[0].phases(setting)
@@ -85,7 +85,7 @@ def test_initial_weights_depend_on_the_seed_alone(make: Make) -> None:
 
 def test_the_state_is_the_network_and_the_prior(make: Make) -> None:
     method, phase = make()
-    config = parse(resolve(SMALL))
+    config = configured(*SMALL)
     setting = Setting(4, FEATURES, config.model, config.encoder)
     assert isinstance(setting.model, GPOModel)
     known = prior(training_shards())

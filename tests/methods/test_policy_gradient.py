@@ -7,14 +7,14 @@ import math
 import pytest
 import torch
 
-from fedalign.config import parse, resolve
 from fedalign.methods.dprlhf import DPRLHF
 from fedalign.methods.policy_gradient import Algorithm, Rollouts
 from fedalign.models.text import ResponseBatch
+from tests.configs import configured
 
 
 def algorithm(name: str, *overrides: str) -> Algorithm:
-    method = parse(resolve(["method=dprlhf", f"method/algorithm@method.rl.algorithm={name}", *overrides])).method
+    method = configured("method=dprlhf", f"method/algorithm@method.rl.algorithm={name}", *overrides).method
     assert isinstance(method, DPRLHF)
     assert method.rl is not None
     return method.rl.algorithm

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedalign.config import parse, resolve
 from fedalign.contribution import DELTA, WEIGHT, State
 from fedalign.data.pairs import Judgments
 from fedalign.errors import UserError
@@ -22,6 +21,7 @@ from fedalign.objectives.preference import preference_nll
 from fedalign.privacy.local import DPSGD, GradSample, LocalPrivacy, Unit
 from fedalign.privacy.noise import SeededNoise
 from fedalign.rng import Streams
+from tests.configs import configured
 
 from .judgments import FEATURES, random_person, shard, turned
 
@@ -48,7 +48,7 @@ def privacy(unit: Unit = "example", noise: float = 0.0, clip: float = 1e6, **cha
 
 
 def phase(chosen: LocalPrivacy | None, *overrides: str, arm: str = "fedavg_bt") -> RewardPhase:
-    config = parse(resolve([f"method={arm}", *SMALL, *overrides]))
+    config = configured(f"method={arm}", *SMALL, *overrides)
     assert isinstance(config.method, RewardHeadsMethod)
     setting = Setting(4, FEATURES, config.model, config.encoder, local_privacy=chosen)
     (found,) = config.method.phases(setting)
@@ -197,7 +197,7 @@ def test_every_adapter_changes(tmp_path: Path, mode: GradSample) -> None:
         "encoder=tokens",
         f"encoder.model={folder}",
     )
-    config = parse(resolve(["method=fedavg_bt", *SMALL[3:], *lora, "method.local.steps=2"]))
+    config = configured("method=fedavg_bt", *SMALL[3:], *lora, "method.local.steps=2")
     assert isinstance(config.method, RewardHeadsMethod)
     (used,) = config.method.phases(Setting(2, 6, config.model, config.encoder, local_privacy=chosen))
     generator = torch.Generator().manual_seed(0)

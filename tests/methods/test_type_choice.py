@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 
 import pytest
 import torch
 from torch import Tensor
 
-from fedalign.config import parse, resolve
 from fedalign.contribution import State, total
 from fedalign.data.rankings import RankingShard, Role
 from fedalign.errors import UserError
@@ -26,6 +24,7 @@ from fedalign.methods.type_choice import (
 )
 from fedalign.methods.type_model import PRIOR, count, type_of
 from fedalign.rng import Streams
+from tests.configs import configured
 
 from .type_worlds import shard
 
@@ -45,17 +44,16 @@ SMALL = (
 )
 
 
-@functools.cache
 def chosen(*overrides: str) -> ChosenEMDPO:
     """Return a method."""
-    method = parse(resolve([*SMALL, *overrides])).method
+    method = configured(*SMALL, *overrides).method
     assert isinstance(method, ChosenEMDPO)
     return method
 
 
 def phases(*overrides: str, rounds: int = 8) -> list[Phase[RankingShard]]:
     """Return the phases of a method."""
-    config = parse(resolve([*SMALL, *overrides]))
+    config = configured(*SMALL, *overrides)
     return list(config.method.phases(Setting(rounds, DIMENSION, config.model, config.encoder)))
 
 

@@ -14,6 +14,7 @@ from fedalign.metrics.record import Metric
 from simulations.pluralllm.arms import FAIR, FAITHFUL, TRAINING, Arm, overrides
 from simulations.pluralllm.results import SCORE, Curve, SeedResult, convergence, main_table, reached, read_curve
 from simulations.pluralllm.run import tasks
+from tests.configs import configured
 
 FOLDER = Path(__file__).resolve().parents[2] / "simulations" / "pluralllm"
 TRAINED = [arm for arm in FAIR if arm.name not in ("uniform", "question_mean")]
@@ -22,14 +23,14 @@ TRAINED = [arm for arm in FAIR if arm.name not in ("uniform", "question_mean")]
 @pytest.mark.parametrize("arm", [*FAIR, *FAITHFUL], ids=lambda arm: arm.name)
 def test_every_run_of_an_arm_is_a_valid_config(arm: Arm) -> None:
     for member in arm.members:
-        config = parse(resolve([*overrides(arm, "survey.csv", 40), *member]))
+        config = configured(*overrides(arm, "survey.csv", 40), *member)
         assert config.data.name == "global_opinions"
 
 
 def test_fair_arms_differ_in_nothing_but_partition_and_prior() -> None:
     methods = []
     for arm in TRAINED:
-        config = parse(resolve([*overrides(arm, "survey.csv", 40), *arm.members[0]]))
+        config = configured(*overrides(arm, "survey.csv", 40), *arm.members[0])
         assert isinstance(config.method, PluralLLM)
         assert config.federation.rounds == 40
         method = config.method
