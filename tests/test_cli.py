@@ -18,6 +18,7 @@ from fedalign.config import resolve
 from fedalign.errors import RunFailed, UserError
 from fedalign.methods.pluralllm import GPOPhase
 from fedalign.predict_text import WrittenText
+from tests.cases import mostly_slow
 from tests.tiny import DATA, TINY, trained_run, use_cache
 
 
@@ -197,7 +198,7 @@ def test_predictions_that_cannot_be_written_are_a_mistake(
     assert one_line(capsys) == "fedalign: --out=taken: cannot be written (Is a directory); choose another"
 
 
-@pytest.mark.parametrize(("debug", "code"), [([], 2), (["--debug"], 1)])
+@pytest.mark.parametrize(("debug", "code"), mostly_slow([([], 2), (["--debug"], 1)], [([], 2)]))
 def test_as_a_program(tmp_path: Path, debug: list[str], code: int) -> None:
     command = [sys.executable, "-m", "fedalign.cli", "list", "metods", *debug]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -31,6 +31,7 @@ from fedalign.privacy.delta import default_delta
 from fedalign.rng import Streams
 from fedalign.run import start
 from fedalign.site import open_site
+from tests.cases import mostly_slow
 
 from .federation.guarded import Pull
 from .tiny import DATA, TINY
@@ -150,7 +151,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", mostly_slow(REFUSED, list(REFUSED)[::3]))
 def test_what_cannot_be_kept_is_refused_in_one_line_before_anything_is_written(tmp_path: Path, name: str) -> None:
     overrides, reason = REFUSED[name]
     choices = overrides.split()

@@ -51,6 +51,7 @@ def test_vectors_have_length_one_or_zero(texts: list[str], size: int, pairs: boo
     assert np.all((np.abs(norms - 1) < 1e-5) | (norms == 0))
 
 
+@pytest.mark.slow
 def test_the_same_in_every_process() -> None:
     program = (
         "from fedalign.data.encoders.hashing import HashingEncoder as H;"

@@ -113,6 +113,7 @@ def test_the_length_shortcut_is_in_training_alone(make: Make) -> None:
     assert chance(sum(half), len(half), float(0.5 + 0.5 * natural))
 
 
+@pytest.mark.slow
 def test_noise_turns_training_judgments_round(make: Make) -> None:
     def turned(split: str, noise: float) -> list[bool]:
         pairs = [pair for pair in draw(make, noise=noise, conflict_share=1.0) if pair.split == split]

@@ -22,6 +22,7 @@ from fedalign.methods.base import Participation
 from fedalign.privacy.delta import default_delta
 from fedalign.privacy.local import DPSGD
 from fedalign.privacy.metric_release import SummedMetrics
+from tests.cases import mostly_slow
 
 from .guarded import EVERYBODY, PLAIN_SUM, SEED, Pull, Push, protection
 
@@ -74,7 +75,7 @@ def epsilon_of(*gaussians: tuple[float, int], rate: float | None = None) -> floa
     return accountant.get_epsilon(DELTA)
 
 
-@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("split", mostly_slow(SPLITS, ["disjoint", "overlapping in two"]))
 def test_epsilon_is_the_largest_over_units_of_what_they_were_in(split: str) -> None:
     parts = SPLITS[split]
     keeper = account(parts, noise_multiplier=3.0)
@@ -92,6 +93,7 @@ def test_a_chain_of_overlaps_costs_the_dearest_pair() -> None:
     assert keeper.ledger.epsilon() == pytest.approx(epsilon_of((3.0, 4), (3.0, 9)), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_cohorts_that_nobody_knows_are_charged_to_their_stage_alone() -> None:
     parts = SPLITS["disjoint"]
     keeper = account(parts, sampler=PoissonSampler(0.2), noise_multiplier=1.0)
@@ -213,7 +215,7 @@ PLANS: list[tuple[list[str | None], bool, bool]] = [
 ]
 
 
-@pytest.mark.parametrize(("stages", "disjoint", "parallel"), PLANS)
+@pytest.mark.parametrize(("stages", "disjoint", "parallel"), mostly_slow(PLANS, PLANS[:2]))
 def test_local_noise_is_side_by_side_only_for_stages_that_are_disjoint(
     stages: list[str | None], disjoint: bool, parallel: bool
 ) -> None:

@@ -20,6 +20,8 @@ from fedalign.models.language_model import LanguageModelSpec
 from fedalign.models.reward import RewardSpec
 from fedalign.models.variational import VariationalSpec
 from fedalign.run import Result, start
+from tests.cases import mostly_slow
+from tests.configs import composed, configured
 
 from .conftest import TINY, Runner, final_state, residuals
 
@@ -51,7 +53,7 @@ NEEDS = {
 @functools.cache
 def methods() -> dict[str, Method]:
     """Return every method that is shipped, under its own defaults."""
-    return {name: parse(resolve([f"method={name}"])).method for name in options()["method"]}
+    return {name: configured(f"method={name}").method for name in options()["method"]}
 
 
 def trains(method: Method, model: ModelSpec) -> bool:
@@ -70,29 +72,43 @@ def trains(method: Method, model: ModelSpec) -> bool:
 
 def suited(group: str, choice: str) -> list[str]:
     """Return the methods that a choice is made for, by what the part itself says; all where it says nothing."""
-    node = resolve([choice, *NEEDS.get(choice, [])]).get(group)
     known = methods()
     if group in ("data", "partition"):
+        node = composed(choice, *NEEDS.get(choice, []))[group]
         part: Any = build(node, DataSource if group == "data" else Layout, group)
         return [name for name, method in known.items() if method.kind is part.kind]
     if group == "local":
         return [name for name, method in known.items() if hasattr(method, "local")]
     if group == "model":
-        model = build(node, ModelSpec, group)
+        model = build(composed(choice, *NEEDS.get(choice, []))[group], ModelSpec, group)
         return [name for name, method in known.items() if trains(method, model)]
     return list(known)
 
 
-@pytest.mark.parametrize(("group", "name"), CHOICES)
+# Every method, and a few of each group that is combined with them.
+QUICK = [
+    *((group, name) for group, name in CHOICES if group in ("method", "engine", "federation", "local")),
+    *(("data", name) for name in ("synthetic_survey", "pairs_file", "rankings_file", "tldr")),
+    *(("encoder", name) for name in ("minilm", "tokens")),
+    ("logger", "tensorboard"),
+    *(("model", name) for name in ("gpo", "reward", "variational_lora", "linear_utility", "gpt2_lora")),
+    *(("partition", name) for name in ("by_group", "strict", "silos", "annotators")),
+    *(("privacy", name) for name in ("central", "distributed", "local_user")),
+]
+
+
+@pytest.mark.parametrize(("group", "name"), mostly_slow(CHOICES, QUICK))
 def test_every_choice_of_every_group_builds_with_a_method_that_it_suits(group: str, name: str) -> None:
     choice = f"{group}={name}"
     needs = NEEDS.get(choice, [])
     if group == "method":
-        parse(resolve([choice]))
+        configured(choice)
         return
     fitting = suited(group, choice)
     assert fitting
-    parse(resolve([f"method={fitting[0]}", choice, *needs]))
+    # Composed already, where the default method suits it.
+    method = () if "pluralllm" in fitting else (f"method={fitting[0]}",)
+    configured(*method, choice, *needs)
     others = set(methods()) - set(fitting) - {"uniform", "question_mean", "length_rule"}
     if group == "model":
         # These refuse a model once their phases are laid out.
@@ -153,21 +169,22 @@ def test_parts_of_methods_are_known() -> None:
     assert {group for group in options() if group.startswith("method/")} == set(METHOD_PARTS)
 
 
-@pytest.mark.parametrize(
-    ("group", "name"), [(group, name) for group in METHOD_PARTS for name in options().get(group, {})]
-)
+PARTS = [(group, name) for group in METHOD_PARTS for name in options().get(group, {})]
+FIRST_PARTS = [next(part for part in PARTS if part[0] == group) for group in METHOD_PARTS]
+
+
+@pytest.mark.parametrize(("group", "name"), mostly_slow(PARTS, FIRST_PARTS))
 def test_every_part_of_a_method_builds_with_the_methods_that_have_it(group: str, name: str) -> None:
     choice, fitting = METHOD_PARTS[group]
     if name == "learnt":
         assert parse(resolve(["method=dprlhf_preferences", f"{choice}={name}"])).method.reward is None  # type: ignore[attr-defined]
         return
-    built: list[Any] = [
-        parse(resolve([f"method={method}", f"{choice}={name}", *PARTS_NEED.get(name, [])])).method for method in fitting
-    ]
+    chosen = (f"{choice}={name}", *PARTS_NEED.get(name, []))
+    built: list[Any] = [configured(f"method={method}", *chosen).method for method in fitting]
     place = {"method/algorithm": "rl/algorithm"}.get(group, group.removeprefix("method/")).split("/")
     for method in built:
         part: Any = method
-        expected = resolve([f"method={fitting[0]}", f"{choice}={name}", *PARTS_NEED.get(name, [])])["method"]
+        expected = composed(f"method={fitting[0]}", *chosen)["method"]
         for field in place:
             part, expected = getattr(part, field), expected[field]
         assert type(part).__name__ == expected["_target_"].rpartition(".")[2]
@@ -247,12 +264,28 @@ CHANGES = [
 ]
 
 
+FAST = [
+    "method.prior=none",
+    "method.episode.max_questions=20",
+    "method.weight=questions",
+    "method.local.steps=3",
+    "method.local.schedule=cosine_periodic",
+    "model.width=8",
+    "federation.rounds=4",
+    "federation/sampler=fixed federation.sampler.size=2",
+    "federation/server_optimizer=fedadam",
+    "partition=iid partition.unseen=2 partition.min_questions=8",
+    "encoder.size=16",
+]
+"""Some of every part of a run."""
+
+
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Result:
     return start([*TINY, f"output={tmp_path_factory.mktemp('reference') / 'run'}"])
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("change", mostly_slow(CHANGES, FAST))
 def test_an_option_changes_what_is_learnt(run: Runner, reference: Result, change: str) -> None:
     extra = ["method.local.period=3"] if "periodic" in change else []
     changed = final_state(run("changed", *change.split(), *extra))

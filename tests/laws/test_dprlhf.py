@@ -19,6 +19,7 @@ from fedalign.metrics.record import decode
 from fedalign.rng import Streams
 from fedalign.run import Result, resume, start
 from fedalign.site import open_site
+from tests.cases import mostly_slow
 from tests.language_models import random_model
 from tests.methods.selectors import Federation
 
@@ -102,7 +103,7 @@ def align(tmp_path: Path, folder: Path) -> Align:
 # Law 3.
 
 
-@pytest.mark.parametrize(("phase", "number"), [("sft", 2), ("rl", 1)])
+@pytest.mark.parametrize(("phase", "number"), mostly_slow([("sft", 2), ("rl", 1)], [("rl", 1)]))
 def test_resumed_equals_straight_through(
     align: Align, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str, number: int
 ) -> None:
@@ -169,6 +170,7 @@ def guarantee(result: Result) -> dict[str, Any]:
     return result.summary.privacy
 
 
+@pytest.mark.slow
 def test_stages_of_other_users_spend_side_by_side_and_stages_of_the_same_add_up(align: Align) -> None:
     fixed = ("privacy=central", "privacy.epsilon=null", "privacy.noise_multiplier=4", SEEDED)
     all_of_them = ("federation/sampler=fraction", "federation.sampler.fraction=1")
@@ -192,6 +194,7 @@ def test_every_guarantee_keeps_its_budget_and_hides_more_where_stages_share_user
     assert shared["epsilon"] > 1.05 * max(shared["epsilon_by_phase"].values())
 
 
+@pytest.mark.slow
 def test_what_the_stages_keep_frozen_gets_no_noise(align: Align) -> None:
     """Noise on the reference or the reward model would be noise that hides nothing and harms all."""
     noise = ("privacy=central", "privacy.epsilon=null", "privacy.noise_multiplier=1", SEEDED)
@@ -319,10 +322,10 @@ CHANGES = [
     f"{PEOPLE} -> method.rl=null",
     f"{PEOPLE} -> data.noise=0.4",
 ]
-FAST = CHANGES[::4]
+FAST = CHANGES[::12]
 
 
-@pytest.mark.parametrize("change", [c if c in FAST else pytest.param(c, marks=pytest.mark.slow) for c in CHANGES])
+@pytest.mark.parametrize("change", mostly_slow(CHANGES, FAST))
 def test_an_option_changes_what_is_learnt_or_measured(options_world: World, change: str) -> None:
     # Before the arrow stands what it takes for the option to matter; what follows replaces it.
     given, _, new = change.partition(" -> ")

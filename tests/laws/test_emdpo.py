@@ -276,6 +276,7 @@ def test_alarms_and_restarts_survive_an_interruption(
 # Law 7: randomness.
 
 
+@pytest.mark.slow
 def test_one_seed_is_one_run_whatever_the_global_generators_are(types: TypesRunner) -> None:
     torch.manual_seed(1)
     random.seed(1)

@@ -43,7 +43,8 @@ def test_one_node_a_client_agrees_with_one_node_for_all(run: Runner, monkeypatch
     assert mean <= TOLERANCE
 
 
-@pytest.mark.parametrize("arm", ["fedvpa", pytest.param("fedvpa_sums", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("arm", ["fedvpa", "fedvpa_sums"])
 def test_one_node_a_client_agrees_on_variational_methods(
     run_pairs: Runner, monkeypatch: pytest.MonkeyPatch, arm: str
 ) -> None:

@@ -16,6 +16,7 @@ from fedalign.methods.base import Setting
 from fedalign.methods.latents import LatentsPhase
 from fedalign.methods.reward_heads import RewardHeadsMethod
 from fedalign.rng import Streams
+from tests.cases import mostly_slow
 from tests.methods.judgments import FEATURES, linear_world, silo, turned
 from tests.methods.selectors import ARMS, Federation, phases, scores, settings
 
@@ -87,7 +88,7 @@ def same(one: Contribution, other: Contribution) -> bool:
     return one.scalars == other.scalars and all(torch.equal(t, other.tensors[name]) for name, t in one.tensors.items())
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("arm", mostly_slow(ARMS, ["fedvpa"]))
 def test_held_out_judgments_never_reach_what_a_client_sends(arm: str) -> None:
     world = trained(arm)
     for phase in (world.phase.selector, world.phase):
@@ -193,6 +194,7 @@ def test_with_the_prior_s_mean_it_is_about_the_plain_reward_model(arm: str) -> N
     assert found["test/accuracy"] > plain["test/accuracy"] + 0.15
 
 
+@pytest.mark.slow
 def test_a_latent_that_cannot_read_responses_cannot_follow_anybody() -> None:
     """The paper's decoder shifts all logits alike: in both orders its answer is the same for every latent."""
     world = trained("fedvpa_published")

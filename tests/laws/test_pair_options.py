@@ -15,6 +15,7 @@ from fedalign.data.federated import Role
 from fedalign.methods.pairs import PairPhase
 from fedalign.rng import Streams
 from fedalign.site import open_site
+from tests.cases import mostly_slow
 from tests.methods.selectors import Federation, scores
 
 from .conftest import PAIRS, selector_overrides
@@ -196,7 +197,35 @@ CHANGES = [
 ]
 
 
-@pytest.mark.parametrize(("arm", "change"), CHANGES)
+FAST = [
+    *(
+        ("fedvpa", change)
+        for change in (
+            "method.prior._target_=fedalign.methods.latent_prior.StandardPrior",
+            "method.divergence.beta=1",
+            "method.divergence.annealing.schedule=cyclical",
+            "method.prototypes=null",
+            "method.collect_latents=false",
+            "method.local.steps=3",
+            "model.aggregation=attention",
+            "encoder.size=16",
+            "partition=strict partition.clients=6",
+        )
+    ),
+    ("fedvpa_sums", "method.prior.spread=4"),
+    ("fedvpl", "model.evidence=true"),
+    ("fedavg_bt", "method.heads=2"),
+    ("fedavg_bt_finetuned", "method.adapt=null"),
+    ("fedbiscuit", "method.assignment.decide=vote"),
+    ("fedem", "method.assignment.shares=uniform"),
+    ("pal", "method.assignment.shares=uniform"),
+    ("oracle_group", "method.assignment.groups=[criticism,praise]"),
+    ("length_rule", "method.prefer=shorter"),
+]
+"""Some of every arm."""
+
+
+@pytest.mark.parametrize(("arm", "change"), mostly_slow(CHANGES, FAST))
 def test_an_option_changes_what_is_learnt_predicted_or_measured(arm: str, change: str) -> None:
     # Before an arrow stands what it takes for the option to matter.
     given, _, new = change.rpartition(" -> ")

@@ -138,10 +138,9 @@ def test_one_node_a_client_agrees_with_one_node_for_all(
     "name",
     [
         "central",
-        "central_ftrl",
         *(
             pytest.param(n, marks=pytest.mark.slow)
-            for n in ("secure_sum", "distributed", "central_adaptive", "local_user")
+            for n in ("central_ftrl", "secure_sum", "distributed", "central_adaptive", "local_user")
         ),
     ],
 )
@@ -174,6 +173,7 @@ def test_rounds_that_are_run_again_with_fresh_noise_stay_charged(
     assert resumed["epsilon"] > straight["epsilon"]
 
 
+@pytest.mark.slow
 def test_a_budget_holds_over_a_resumed_run(run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was spent twice is missing at the end: the run stops earlier, and is evaluated there."""
     with monkeypatch.context() as patch, pytest.raises(Killed):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 import torch
 
 from fedalign.rng import Streams
@@ -26,6 +27,7 @@ def test_a_run_touches_no_global_generator(run: Runner) -> None:
     assert torch.equal(torch.get_rng_state(), before[2])
 
 
+@pytest.mark.slow
 def test_a_global_seed_changes_nothing(run: Runner) -> None:
     torch.manual_seed(1)
     first = run("one").summary.metrics

@@ -20,6 +20,7 @@ from fedalign.methods.mmra import MIXTURE, REGRETS
 from fedalign.methods.start_phase import CENTRES
 from fedalign.methods.type_model import PRIOR, TYPES
 from fedalign.site import open_site, setting
+from tests.cases import mostly_slow
 from tests.methods.ranking_worlds import Rounds, scores
 
 WORLD = (
@@ -218,7 +219,31 @@ def differ(one: Outcome, other: Outcome) -> bool:
     return any(abs(value - other.metrics[name]) > 1e-6 for name, value in one.metrics.items())
 
 
-@pytest.mark.parametrize(("arm", "change"), CHANGES)
+FAST = [
+    *(
+        ("emdpo", change)
+        for change in (
+            "method.types=3",
+            "method.weight=judgments",
+            "method.folds.cross_fit=false",
+            f"{COLLAPSED} method.collapse.patience=2",
+            DELTAS,
+            "method/start=random",
+            "method/assignment=hardest",
+            "method/assignment=per_judgment",
+            "method/fair=none",
+            "method/fair=shares -> method.fair.client_prompts=1",
+            "method/single=log_linear",
+            "method.local.steps=1",
+        )
+    ),
+    ("group_robust_dpo", "method.groups.step=2"),
+    ("emdpo_chosen", "method.choices=[2]"),
+]
+"""Some of every arm."""
+
+
+@pytest.mark.parametrize(("arm", "change"), mostly_slow(CHANGES, FAST))
 def test_an_option_changes_what_is_learnt_or_measured(arm: str, change: str) -> None:
     # Before an arrow stands what it takes for the option to matter.
     given, _, new = change.rpartition("->")

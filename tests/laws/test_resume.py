@@ -13,6 +13,7 @@ from fedalign.errors import UserError
 from fedalign.federation.observer import PhasePlan, RoundReport
 from fedalign.report.metrics_log import MetricsLog, read_metrics
 from fedalign.run import resume
+from tests.cases import mostly_slow
 
 from .conftest import Runner, final_state, residuals
 
@@ -37,8 +38,9 @@ def timeless(path: Path) -> list[Any]:
     return [metric for metric in read_metrics(path / "metrics.jsonl") if not metric.name.endswith("seconds")]
 
 
-@pytest.mark.parametrize("killed_after", [2, 3, 5])
-@pytest.mark.parametrize("server", ["fedavg", "fedadam"])
+# At a checkpoint, between two, and at the end; a server without and with a memory of its own.
+@pytest.mark.parametrize("killed_after", mostly_slow([2, 3, 5], [3]))
+@pytest.mark.parametrize("server", mostly_slow(["fedavg", "fedadam"], ["fedadam"]))
 def test_resumed_equals_straight_through(
     run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_after: int, server: str
 ) -> None:
@@ -61,8 +63,9 @@ VARIATIONAL = ("method.divergence.weights=gumbel", "method.divergence.beta=0.1",
 """Mixture weights are learnt on the client: they are in its memory and nowhere else."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("phase", "killed_after"), [("selector", 3), ("latents", 1)])
-@pytest.mark.parametrize("arm", ["fedvpa", pytest.param("fedvpa_sums", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("arm", ["fedvpa", "fedvpa_sums"])
 def test_a_variational_run_resumes_with_its_clients_mixture_weights(
     run_pairs: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arm: str, phase: str, killed_after: int
 ) -> None:
@@ -78,7 +81,8 @@ def test_a_variational_run_resumes_with_its_clients_mixture_weights(
     assert resumed.summary.traffic == straight.summary.traffic
 
 
-@pytest.mark.parametrize("arm", ["fedvpa", pytest.param("fedvpa_sums", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("arm", ["fedvpa", "fedvpa_sums"])
 def test_lost_mixture_weights_change_what_is_learnt(
     run_pairs: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arm: str
 ) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedalign.config import RunConfig, parse, resolve
+from fedalign.config import RunConfig, resolve
 from fedalign.contribution import DELTA, WEIGHT, Contribution, State
 from fedalign.data.pairs import PairShard, Role
 from fedalign.data.progress import silent
@@ -22,6 +22,8 @@ from fedalign.methods.latents import GROUP_MEAN
 from fedalign.metrics.record import decode
 from fedalign.rng import Streams
 from fedalign.site import setting
+from tests.cases import mostly_slow
+from tests.configs import configured
 from tests.tiny_policy import POLICY, language_model_of
 
 Make = Callable[..., PolicyPhase]
@@ -30,7 +32,7 @@ Make = Callable[..., PolicyPhase]
 @pytest.fixture(scope="module")
 def config_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., RunConfig]:
     model = f"method.policy.policy.model={language_model_of(tmp_path_factory.getbasetemp())}"
-    return functools.cache(lambda *overrides: parse(resolve([*POLICY, model, *overrides])))
+    return lambda *overrides: configured(*POLICY, model, *overrides)
 
 
 @pytest.fixture(scope="module")
@@ -189,25 +191,28 @@ def test_where_nothing_is_decided_nothing_is_learnt(make: Make, shards: list[Pai
 
 @pytest.mark.parametrize(
     "change",
-    [
-        "latent_scale=1.0",
-        "preferences=own",
-        "sample_from=reference",
-        "prompts=1",
-        "completions=2",
-        "max_prompt_tokens=2",
-        "max_new_tokens=3",
-        "temperature=0.5",
-        "shared=1.0",
-        "beta=2.0",
-        "likelihood=0.0",
-        "batch=1",
-        "local.lr=0.01",
-        "policy.condition=prefix",
-        "policy.init_std=0.1",
-        "policy.rank=3",
-        "policy.alpha=1.0",
-    ],
+    mostly_slow(
+        [
+            "latent_scale=1.0",
+            "preferences=own",
+            "sample_from=reference",
+            "prompts=1",
+            "completions=2",
+            "max_prompt_tokens=2",
+            "max_new_tokens=3",
+            "temperature=0.5",
+            "shared=1.0",
+            "beta=2.0",
+            "likelihood=0.0",
+            "batch=1",
+            "local.lr=0.01",
+            "policy.condition=prefix",
+            "policy.init_std=0.1",
+            "policy.rank=3",
+            "policy.alpha=1.0",
+        ],
+        ["preferences=own", "sample_from=reference", "completions=2", "beta=2.0", "policy.condition=prefix"],
+    ),
 )
 def test_a_setting_changes_what_is_learnt(make: Make, shards: list[PairShard], change: str) -> None:
     phase, other = make(), make(f"method.policy.{change}")

@@ -157,6 +157,7 @@ def test_a_strong_pull_keeps_the_policy_at_its_origin(folder: Path) -> None:
     assert divergence(100.0) < 0.01
 
 
+@pytest.mark.slow
 def test_the_best_policy_under_a_pull_is_the_tilted_reference(folder: Path) -> None:
     """The maximum of reward less b times the divergence is reference * exp(reward / b), normalised."""
     training = replace(TRAINING, schedule="cosine", final_lr=0.05)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from fedalign.config import options, parse, resolve
+from fedalign.config import options, resolve
 from fedalign.contribution import WEIGHT, Contribution, State, total
 from fedalign.data.pairs import Judgments, PairShard, Role
 from fedalign.errors import UserError
@@ -21,6 +21,8 @@ from fedalign.methods.reward_heads import RewardHeadsMethod, RewardPhase
 from fedalign.metrics.record import decode
 from fedalign.models.reward import RewardSpec
 from fedalign.rng import Streams
+from tests.cases import mostly_slow
+from tests.configs import configured
 
 from .judgments import FEATURES, judgments, linear_world, random_person, shard, silo, turned
 
@@ -54,7 +56,7 @@ def make() -> Make:
 
     def build(arm: str, *overrides: str, rounds: int = ROUNDS) -> RewardPhase:
         groups = ["method.assignment.groups=[left,right]"] if arm == "oracle_group" else []
-        config = parse(resolve([f"method={arm}", *SMALL, *groups, *overrides]))
+        config = configured(f"method={arm}", *SMALL, *groups, *overrides)
         assert isinstance(config.method, RewardHeadsMethod)
         (phase,) = config.method.phases(Setting(rounds, FEATURES, config.model, config.encoder))
         assert isinstance(phase, RewardPhase)
@@ -348,10 +350,17 @@ WORLD = (
     ("arm", "extra", "least"),
     [
         ("fedem", (), 0.9),
-        ("pal", (), 0.8),
-        ("fedbiscuit", ("method.heads=2", "method.assignment.warmup=2", "method.assignment.regroup=2"), 0.9),
-        ("oracle_group", (), 0.95),
-        ("fedavg_bt_finetuned", ("method.adapt.steps=25", "method.adapt.lr=0.03"), 0.85),
+        pytest.param("pal", (), 0.8, marks=pytest.mark.slow),
+        pytest.param(
+            "fedbiscuit",
+            ("method.heads=2", "method.assignment.warmup=2", "method.assignment.regroup=2"),
+            0.9,
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("oracle_group", (), 0.95, marks=pytest.mark.slow),
+        pytest.param(
+            "fedavg_bt_finetuned", ("method.adapt.steps=25", "method.adapt.lr=0.03"), 0.85, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_opposed_groups_are_both_served(make: Make, arm: str, extra: tuple[str, ...], least: float) -> None:
@@ -362,6 +371,7 @@ def test_opposed_groups_are_both_served(make: Make, arm: str, extra: tuple[str, 
     assert found["unseen/accuracy_conflict"] >= least - 0.05
 
 
+@pytest.mark.slow
 def test_one_model_for_opposed_groups_is_a_coin_on_what_divides_them(make: Make) -> None:
     world = linear_world(8, 12, 12)
     phase = make("fedavg_bt", *WORLD, rounds=12)
@@ -420,7 +430,7 @@ CHANGES = [
 ]
 
 
-@pytest.mark.parametrize(("arm", "change"), CHANGES)
+@pytest.mark.parametrize(("arm", "change"), mostly_slow(CHANGES, CHANGES[::2]))
 def test_an_option_changes_what_is_learnt(make: Make, arm: str, change: str) -> None:
     first = ["method.assignment.warmup=0", "method.assignment.regroup=3"] if arm == "fedbiscuit" else []
     world = [*linear_world(2, 6, 2), *linear_world(3, 10, 2, seed=3, role=Role.UNSEEN)]

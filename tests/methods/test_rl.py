@@ -17,6 +17,7 @@ from fedalign.data.federated import Role
 from fedalign.methods.corpus import Batches, CorpusPhase
 from fedalign.methods.local_training import trainable
 from fedalign.methods.rl import RLPhase
+from tests.cases import mostly_slow
 from tests.language_models import WORDS, random_model
 
 from .stages import PLACE, Counts, phases, shard
@@ -238,7 +239,7 @@ def divergence(one: Tensor, other: Tensor) -> float:
     return float((one * (one.log() - other.log())).sum())
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", mostly_slow(ALGORITHMS, ["grpo"]))
 def test_a_bandit_is_solved(folder: Path, algorithm: str) -> None:
     # What the values learn moves the body that the policy shares.
     slower = ("method.rl.local.lr=0.015", "method.rl.local.steps=120") if algorithm == "ppo" else ()
@@ -248,7 +249,7 @@ def test_a_bandit_is_solved(folder: Path, algorithm: str) -> None:
     assert after[WORD] > 0.9
 
 
-@pytest.mark.parametrize("algorithm", ["ppo", "rloo"])
+@pytest.mark.parametrize("algorithm", mostly_slow(["ppo", "rloo"], ["ppo"]))
 def test_a_large_weight_of_the_divergence_holds_the_policy(folder: Path, algorithm: str) -> None:
     held, free = (
         learnt(folder, algorithm, f"method.rl.beta={beta}", "method.rl.local.lr=0.01", "method.rl.local.steps=25")
@@ -258,9 +259,10 @@ def test_a_large_weight_of_the_divergence_holds_the_policy(folder: Path, algorit
     assert divergence(free[1], free[0]) > 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("beta", "temperature"),
-    [(0.4, 1.0), pytest.param(0.2, 1.0, marks=pytest.mark.slow), pytest.param(0.4, 2.0, marks=pytest.mark.slow)],
+    [(0.4, 1.0), (0.2, 1.0), (0.4, 2.0)],
 )
 def test_in_between_the_policy_is_the_tilted_reference(folder: Path, beta: float, temperature: float) -> None:
     """At the temperature that draws: it is that policy which is rewarded, and pays for leaving the reference's."""

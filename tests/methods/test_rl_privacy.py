@@ -17,6 +17,7 @@ from fedalign.methods.sentiment_model import SentimentModel
 from fedalign.methods.text_units import units_of
 from fedalign.privacy import unit_gradients
 from fedalign.privacy.local import GradSample, Unit
+from tests.cases import mostly_slow
 from tests.language_models import random_model, shake
 
 from .stages import PLACE, examples, phases, privacy
@@ -64,7 +65,7 @@ def by_unit(phase: CorpusPhase, own: Sequence[Example], mode: GradSample, unit: 
 
 @pytest.mark.parametrize("unit", ["example", "user"])
 @pytest.mark.parametrize("mode", ["hooks", "loop"])
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", mostly_slow(ALGORITHMS, ["ppo"]))
 def test_a_prompt_moves_no_bit_of_another_s_gradient(
     folder: Path, algorithm: str, mode: GradSample, unit: Unit
 ) -> None:
@@ -95,7 +96,7 @@ def test_normalised_advantages_would_let_it(folder: Path) -> None:
     assert found == {False: True, True: False}
 
 
-@pytest.mark.parametrize("unit", ["example", "user"])
+@pytest.mark.parametrize("unit", mostly_slow(["example", "user"], ["example"]))
 @pytest.mark.parametrize("stage", ["sft", "reward", *ALGORITHMS])
 def test_gradients_by_unit_are_those_of_each_alone(folder: Path, stage: str, unit: Unit) -> None:
     choice = (chosen(stage),) if stage in ALGORITHMS else ()

@@ -23,6 +23,7 @@ from fedalign.objectives.preference import preference_nll
 from fedalign.privacy import unit_gradients as unit_gradients_module
 from fedalign.privacy.local import DPSGD, GradSample
 from fedalign.privacy.unit_gradients import unit_gradients
+from tests.cases import mostly_slow
 from tests.language_models import random_model, shake
 
 TEXTS = [[2, 3, 4, 5, 9, 7], [6, 7, 8], [12, 4, 4, 13, 2], [9, 10], [3, 14, 15, 16, 17, 18]]
@@ -343,7 +344,7 @@ def prepared(folder: Path, kind: str, freeze_a: bool) -> ValuedPolicy:
     return network
 
 
-@pytest.mark.parametrize("freeze_a", [False, True])
+@pytest.mark.parametrize("freeze_a", mostly_slow([False, True], [False]))
 @pytest.mark.parametrize("kind", list(LOSSES))
 def test_gradients_of_a_batch_are_those_of_each_text_alone(
     folder: Path, kind: str, freeze_a: bool, monkeypatch: pytest.MonkeyPatch

@@ -14,6 +14,7 @@ from scipy.stats import norm
 from fedalign.privacy.accounting import composition, covers, epsilon, epsilon_bounds, epsilon_rdp
 from fedalign.privacy.events import FixedSizeGaussianEvent, GaussianEvent, PoissonGaussianEvent, Relation
 from fedalign.privacy.skellam import SkellamEvent
+from tests.cases import mostly_slow
 
 
 def random_settings(count):
@@ -43,7 +44,7 @@ def gaussian_epsilon(noise, delta):
     return brentq(excess, 0, 1 / (2 * noise**2) + 10 / noise)
 
 
-@pytest.mark.parametrize(("rate", "noise", "rounds"), random_settings(20))
+@pytest.mark.parametrize(("rate", "noise", "rounds"), mostly_slow(random_settings(20), random_settings(6)))
 def test_ledger_is_within_a_percent_of_dp_accountings_pld_for_20_settings(rate, noise, rounds):
     event = dp_accounting.PoissonSampledDpEvent(rate, dp_accounting.GaussianDpEvent(noise))
     # Its default grid, but a coarser one where epsilon is large and the default takes long.

@@ -31,7 +31,7 @@ def gaussian(rounds):
 @pytest.mark.parametrize(
     ("plan", "delta", "epsilon", "expected", "tolerance"),
     [
-        (poisson(0.1, 100), 1e-3, 1, 2.75, 0.006),
+        pytest.param(poisson(0.1, 100), 1e-3, 1, 2.75, 0.006, marks=pytest.mark.slow),
         pytest.param(poisson(0.1, 100), 1e-3, 8, 0.78, 0.006, marks=pytest.mark.slow),
         pytest.param(poisson(0.01, 500), 1e-4, 4, 0.63, 0.006, marks=pytest.mark.slow),
         (gaussian(100), 1e-3, 1, 25.8, 0.06),

@@ -286,6 +286,7 @@ def test_no_noise_is_infinite_for_those_it_touches():
     assert math.isfinite(book.by_phase()["sft"])
 
 
+@pytest.mark.slow
 @settings(max_examples=4, deadline=None)
 @given(rate=st.floats(0.01, 0.5), noise=st.floats(0.8, 5.0), rounds=st.integers(1, 200), factor=st.floats(1.01, 3.0))
 def test_epsilon_is_monotone_in_rounds_noise_and_rate(rate, noise, rounds, factor):

@@ -41,6 +41,7 @@ def test_the_engine_ends_with_the_bare_loops_weights(bare):
     assert difference(measure("in_process", WORK).weights, bare.weights) <= 1e-6
 
 
+@pytest.mark.slow
 def test_the_work_trains(bare):
     """Equal weights would mean nothing if they were those of the start, or the same for any work."""
     longer = measure("bare", dataclasses.replace(WORK, rounds=3))

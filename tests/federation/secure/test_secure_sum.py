@@ -51,10 +51,11 @@ def outcome(one: Round) -> str:
     return "sum"
 
 
-def test_a_secure_sum_is_the_plain_sum_of_those_whose_vector_arrived_or_it_aborts() -> None:
+def try_random_rounds(count: int) -> tuple[int, dict[str, int]]:
+    """Check rounds until so many have finished; return how many aborted and how many of them had dropouts, by stage."""
     finished, with_dropouts = 0, dict.fromkeys(STAGES, 0)
     case = aborted = 0
-    while finished < 200:
+    while finished < count:
         case += 1
         one, values = random_round(case)
         gone = {name for stage in STAGES[:3] for name in one.silent.get(stage, ())}
@@ -79,8 +80,20 @@ def test_a_secure_sum_is_the_plain_sum_of_those_whose_vector_arrived_or_it_abort
         finished += 1
         for stage in STAGES:
             with_dropouts[stage] += bool(one.silent.get(stage))
+    return aborted, with_dropouts
+
+
+@pytest.mark.slow
+def test_a_secure_sum_is_the_plain_sum_of_those_whose_vector_arrived_or_it_aborts() -> None:
+    aborted, with_dropouts = try_random_rounds(200)
     assert 20 <= aborted <= 400
     assert all(count >= 25 for count in with_dropouts.values())
+
+
+def test_a_few_random_rounds_are_the_plain_sum_or_abort() -> None:
+    aborted, with_dropouts = try_random_rounds(25)
+    assert 2 <= aborted <= 50
+    assert all(count >= 3 for count in with_dropouts.values())
 
 
 @pytest.mark.parametrize("stage", STAGES)
