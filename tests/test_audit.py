@@ -25,6 +25,7 @@ from fedalign.privacy.client_level import ClientLevel
 from fedalign.privacy.mechanism import Gaussian, Scale
 from fedalign.report.run_directory import RunDirectory
 from fedalign.template import Template, Vector
+from tests.cases import mostly_slow
 from tests.federation.toy import Halfway, ToyData
 from tests.tiny import TINY, use_cache
 
@@ -68,7 +69,7 @@ def without_clip(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ClientLevel, "clip", clip)
 
 
-@pytest.mark.parametrize("epsilon", [1, pytest.param(4, marks=pytest.mark.slow), 8])
+@pytest.mark.parametrize("epsilon", mostly_slow([1, 4, 8], [1]))
 def test_a_kept_promise_is_not_refuted(tmp_path: Path, epsilon: int) -> None:
     result = audited(tmp_path, *CENTRAL, f"privacy.epsilon={epsilon}").result
     assert result.claimed == pytest.approx(epsilon, rel=0.01)
@@ -97,6 +98,7 @@ def test_a_missing_clip_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert result.included.mean == pytest.approx(10.0, abs=1)
 
 
+@pytest.mark.slow
 def test_noise_of_the_clients_is_audited_too(tmp_path: Path) -> None:
     result = audited(tmp_path, *DISTRIBUTED, canaries=120).result
     assert result.verdict == "consistent"
@@ -163,6 +165,7 @@ def test_every_form_of_the_guarantee(
         assert found.result.held_out.mean == pytest.approx(-1.0 if replaced else 0.0, abs=0.2)
 
 
+@pytest.mark.usefixtures("real_plots")
 def test_the_command_audits_a_runs_configuration_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -77,6 +77,7 @@ def size(path: Path) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in load_file(path).values())
 
 
+@pytest.mark.usefixtures("real_plots")
 def test_without_an_output_it_makes_a_directory_by_name_and_time(tmp_path: Path) -> None:
     result = start([*DATA, "method=uniform", "name=floor"])
     assert result.directory.parent == Path("outputs") / "floor"

@@ -131,7 +131,7 @@ def guarantee() -> dict[str, Any]:
 
 
 @pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+def drawn(real_plots: None, monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """Collect the figures before they become bytes."""
     figures: list[Figure] = []
     draw = canvas.png

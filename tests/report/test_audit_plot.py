@@ -14,6 +14,8 @@ from fedalign.privacy.canary_audit import Normal, fit_normal
 from fedalign.report import canvas
 from fedalign.report.audit_plot import audit_plot
 
+pytestmark = pytest.mark.usefixtures("real_plots")
+
 SCORES = CanaryScores(np.array([1.0, 2.0, 2.0, 3.0]), np.array([-1.0, 0.0, 1.0]), fair_coins=True)
 
 

@@ -17,6 +17,8 @@ from fedalign.report.compare_tables import cell, show, to_markdown, to_text
 from fedalign.report.comparison import Comparison
 from fedalign.report.statistics import Estimate
 
+pytestmark = pytest.mark.usefixtures("real_plots")
+
 MakeRun = Callable[..., Path]
 METRIC = "unseen/alignment_score"
 SCORES = {"none": [0.70, 0.72, 0.75], "federated": [0.76, 0.77, 0.82]}

@@ -20,6 +20,8 @@ from fedalign.report.curves import Curves
 from fedalign.report.latent_plots import accuracy_by_z_plot, latent_plots, latent_space_plot, latent_use_plot
 from fedalign.report.plots import PEOPLE
 
+pytestmark = pytest.mark.usefixtures("real_plots")
+
 PNG = b"\x89PNG\r\n\x1a\n"
 METRICS = {
     "test/accuracy": 0.75,
@@ -182,6 +184,7 @@ def test_what_has_no_place_is_not_drawn(latents: dict[str, torch.Tensor]) -> Non
     assert latent_space_plot(latents) is None
 
 
+@pytest.mark.slow
 def test_a_run_without_latents_does_not_load_scikit_learn() -> None:
     program = (
         "import sys; from fedalign.report.latent_plots import latent_space_plot; from fedalign.report import render; "

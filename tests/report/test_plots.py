@@ -22,6 +22,8 @@ from fedalign.report.plots import (
 )
 from fedalign.report.run_directory import RunDirectory
 
+pytestmark = pytest.mark.usefixtures("real_plots")
+
 PNG = b"\x89PNG\r\n\x1a\n"
 HOSTILE = ["$x^{", "<b>&", "100%_\\frac", "日本", "a\nb", "_hidden", "x" * 300, ""]
 

@@ -278,6 +278,7 @@ def test_the_paper_is_quoted_with_its_shares() -> None:
     assert large.share("none") == 1.0
 
 
+@pytest.mark.usefixtures("real_plots")
 def test_results_survive_their_file_and_are_drawn() -> None:
     assert from_json(to_json(found())) == found()
     assert plot(found()).startswith(b"\x89PNG")

@@ -210,6 +210,7 @@ def scored(**scores: float) -> SeedResult:
     return SeedResult(scores, 1.0)
 
 
+@pytest.mark.usefixtures("real_plots")
 def test_tables_hold_means_and_paired_differences() -> None:
     found = {
         "pair_8": {

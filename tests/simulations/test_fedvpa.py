@@ -15,6 +15,7 @@ from simulations.fedvpa.arms import overrides as overrides_of
 from simulations.fedvpa.results import from_json, included, read_all, read_use, to_json, with_tables
 from simulations.fedvpa.run import curve_place, finished, place, run_all, seeds_of, tasks
 from simulations.fedvpa.tables import beside, headline, tables
+from tests.cases import mostly_slow
 
 FOLDER = Path(__file__).resolve().parents[2] / "simulations" / "fedvpa"
 FIRST = SETTINGS[0]
@@ -42,7 +43,7 @@ def judgments_per_round(config: dict[str, Any]) -> float:
     return federation["sampler"]["fraction"] * clients * method["local"]["steps"] * episodes["count"] * largest
 
 
-@pytest.mark.parametrize("setting", FAMILIES.values(), ids=lambda setting: setting.name)
+@pytest.mark.parametrize("setting", mostly_slow(FAMILIES.values(), [FIRST]), ids=lambda setting: setting.name)
 def test_every_arm_of_every_family_is_a_valid_config(setting: Setting) -> None:
     for arm in arms_of(setting):
         config = parse(resolved(setting, arm.name))
@@ -265,6 +266,7 @@ def test_the_readme_has_places_for_the_tables() -> None:
     assert with_tables(written, found) == written
 
 
+@pytest.mark.usefixtures("real_plots")
 def test_plots_are_drawn_for_what_there_is(tmp_path: Path) -> None:
     from simulations.fedvpa.plots import plots
 

@@ -166,6 +166,7 @@ def test_tables_hold_means_and_paired_differences() -> None:
     assert "| 1.10 |" in text
 
 
+@pytest.mark.usefixtures("real_plots")
 def test_results_survive_their_file_and_are_drawn() -> None:
     assert from_json(to_json(found())) == found()
     assert curve_plot(found()).startswith(b"\x89PNG")
