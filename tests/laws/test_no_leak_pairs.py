@@ -101,7 +101,7 @@ def test_held_out_judgments_never_reach_what_a_client_sends(arm: str) -> None:
             assert not same(phase.local(world.state, visible, streams, {}), known)
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("arm", mostly_slow(ARMS, ["fedvpa"]))
 def test_no_prediction_of_a_judgment_depends_on_how_it_was_judged(arm: str) -> None:
     world = trained(arm)
     for client, person in world.people:
@@ -185,7 +185,7 @@ def test_the_other_group_s_latent_is_wrong_where_the_groups_disagree(arm: str) -
     assert agreed["accuracy_swapped_z"] > 0.8
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("arm", mostly_slow(ARMS, ["fedvpa"]))
 def test_with_the_prior_s_mean_it_is_about_the_plain_reward_model(arm: str) -> None:
     world = trained(arm)
     found, plain = scores(world.phase, world.state, world.clients), bradley_terry()

@@ -203,12 +203,9 @@ FAST = [
         for change in (
             "method.prior._target_=fedalign.methods.latent_prior.StandardPrior",
             "method.divergence.beta=1",
-            "method.divergence.annealing.schedule=cyclical",
             "method.prototypes=null",
             "method.collect_latents=false",
-            "method.local.steps=3",
             "model.aggregation=attention",
-            "encoder.size=16",
             "partition=strict partition.clients=6",
         )
     ),

@@ -18,6 +18,7 @@ from fedalign.federation.observer import RoundReport
 from fedalign.report.metrics_log import MetricsLog, read_metrics
 from fedalign.report.summary import PRIVACY_KEYS
 from fedalign.run import JOURNAL, Result, resume
+from tests.cases import mostly_slow
 
 from .conftest import Runner, final_state, residuals
 from .test_engines_agree import separate
@@ -114,9 +115,11 @@ def test_flower_s_simulation_agrees_with_in_process(run: Runner, name: str) -> N
     "name",
     [
         "central",
-        "secure_sum",
         "distributed",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("central_adaptive", "central_ftrl", "local_user")),
+        *(
+            pytest.param(n, marks=pytest.mark.slow)
+            for n in ("secure_sum", "central_adaptive", "central_ftrl", "local_user")
+        ),
     ],
 )
 def test_one_node_a_client_agrees_with_one_node_for_all(
@@ -243,7 +246,7 @@ def test_noise_chosen_for_a_budget_spends_nearly_all_of_it(run: Runner) -> None:
 # Law 6 for methods that know nothing of it.
 
 
-@pytest.mark.parametrize("name", ["central", "secure_sum", pytest.param("distributed", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", mostly_slow(["central", "secure_sum", "distributed"], ["central"]))
 def test_the_variational_method_runs_under_it(run_pairs: Runner, name: str) -> None:
     result = run_pairs("run", "method=fedvpa_sums", *GUARANTEES[name], *SHORT, "federation/sampler=full")
     assert result.summary.status == "completed"

@@ -21,6 +21,7 @@ from fedalign.methods.start_phase import CENTRES
 from fedalign.methods.type_model import PRIOR, TYPES
 from fedalign.site import open_site, setting
 from tests.cases import mostly_slow
+from tests.configs import composed
 from tests.methods.ranking_worlds import Rounds, scores
 
 WORLD = (
@@ -282,8 +283,8 @@ def test_every_option_is_among_them() -> None:
         for name in options()[f"method/{part}"]
         if name != "distilled"
     ]
-    resolved = [resolve(["method=emdpo", part]) for part in parts]
-    resolved += [resolve([f"method={arm}"]) for arm in ("group_robust_dpo", "emdpo_chosen")]
+    resolved = [composed("method=emdpo", part) for part in parts]
+    resolved += [composed(f"method={arm}") for arm in ("group_robust_dpo", "emdpo_chosen")]
     known = {f"method.{key}" for one in resolved for key in keys(one["method"]) if not key.endswith("_target_")}
     leaves = {key for key in known if not any(other.startswith(f"{key}.") for other in known)}
     assert leaves - tried - NO_EFFECT.keys() == {key for key in leaves if key.startswith(LANGUAGE_MODELS)}

@@ -97,7 +97,7 @@ def test_normalised_advantages_would_let_it(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("unit", mostly_slow(["example", "user"], ["example"]))
-@pytest.mark.parametrize("stage", ["sft", "reward", *ALGORITHMS])
+@pytest.mark.parametrize("stage", mostly_slow(["sft", "reward", *ALGORITHMS], ["sft", "reward", "ppo"]))
 def test_gradients_by_unit_are_those_of_each_alone(folder: Path, stage: str, unit: Unit) -> None:
     choice = (chosen(stage),) if stage in ALGORITHMS else ()
     phase = phase_of(folder, "rl" if choice else stage, "hooks", unit, *choice)

@@ -10,6 +10,7 @@ import torch
 from fedalign.errors import UserError
 from fedalign.models.generation import generate
 from fedalign.models.policy import ConditionalPolicy
+from tests.cases import mostly_slow
 from tests.language_models import LENGTH, policy, shake
 
 PROMPTS = [[2, 3, 4], [12, 7], [5, 9, 8, 6, 3]]
@@ -58,7 +59,7 @@ def naive(told: ConditionalPolicy, prompt: list[int], z: torch.Tensor | None, ne
 
 
 @conditions
-@pytest.mark.parametrize("with_z", [True, False])
+@pytest.mark.parametrize("with_z", mostly_slow([True, False], [True]))
 def test_greedy_rows_are_what_each_prompt_gives_alone(model: Path, condition: str, with_z: bool) -> None:
     told = moved(model, condition)
     z = Z if with_z else None

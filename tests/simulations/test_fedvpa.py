@@ -56,7 +56,7 @@ def test_every_setting_composes_with_the_main_arm(setting: Setting) -> None:
     assert config.federation.rounds == ROUNDS
 
 
-@pytest.mark.parametrize("setting", FAMILIES.values(), ids=lambda setting: setting.name)
+@pytest.mark.parametrize("setting", mostly_slow(FAMILIES.values(), [FIRST]), ids=lambda setting: setting.name)
 def test_federated_arms_take_equal_steps_on_equally_many_judgments(setting: Setting) -> None:
     compute = {}
     for arm in arms_of(setting):
