@@ -68,7 +68,7 @@ class StatedScorer:
     ) -> None:
         self.settings, self.preferences = settings, preferences
         self._rewards, self._references = rewards, references
-        self._even: dict[tuple[str, int, int], list[str]] = {}
+        self._even: dict[tuple[str, int, int, tuple[Example, ...]], list[str]] = {}
 
     def forget(self) -> None:
         """Forget the texts that others are compared with: the experts are others."""
@@ -127,7 +127,7 @@ class StatedScorer:
         return found
 
     def _values(
-        self, writer: StatedWriter, examples: Sequence[Example], draws: Tensor | None, place: tuple[str, int, int]
+        self, writer: StatedWriter, examples: Sequence[Example], draws: Tensor | None, drawn_for: tuple[str, int, int]
     ) -> Iterator[tuple[str, Tensor]]:
         """Yield what is said of the response to each prompt, shape (B,), by name."""
         prompts = [example.prompt for example in examples]
@@ -140,10 +140,10 @@ class StatedScorer:
         if written.log_weights is not None:
             yield from self._weights(written)
         if self._rewards is not None:
-            if place not in self._even:
-                even = self._references.even(prompts, vectors, draws, self.settings.temperature or 1.0)
-                self._even[place] = even
-            yield from self._worth(self._rewards, prompts, vectors, written.texts, self._even[place])
+            key = (*drawn_for, tuple(examples))
+            if key not in self._even:
+                self._even[key] = self._references.even(prompts, vectors, draws, self.settings.temperature or 1.0)
+            yield from self._worth(self._rewards, prompts, vectors, written.texts, self._even[key])
 
     def _worth(
         self, rewards: SideRewards, prompts: Sequence[str], vectors: Tensor, texts: list[str], even: list[str]
