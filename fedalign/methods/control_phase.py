@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -13,7 +14,7 @@ from torch import nn
 from fedalign.contribution import WEIGHT, Contribution, State, weighted_delta
 from fedalign.data.corpus import CorpusShard, Example
 from fedalign.methods.base import Artefacts, Memory, ServerOptimizer, Setting
-from fedalign.methods.control_learning import Learning, Online, Round
+from fedalign.methods.control_learning import Learning, Offline, Online, Round
 from fedalign.methods.control_texts import ControlTexts
 from fedalign.methods.local_training import LocalTraining, load_parameters, train, trainable
 from fedalign.methods.merging import Merging, StatedPhase
@@ -27,6 +28,8 @@ from fedalign.models.merged_generation import Merger
 from fedalign.models.mixing import Mixing
 from fedalign.rng import Streams
 from fedalign.template import Template
+
+_log = logging.getLogger(__name__)
 
 CONTROL = "control/"
 """What names of the control model's tensors begin with in a state."""
@@ -147,7 +150,16 @@ class ControlPhase(StatedPhase):
         return self._contribution(state, own, value)
 
     def update(self, state: State, total: Contribution, optimizer: ServerOptimizer) -> State:
-        """Return the state after a step of the control model, and one of the weights of preferences."""
+        """Return the state after a step of the control model, and one of the weights of preferences.
+
+        A round in which nobody had anything to learn from leaves it as it is.
+        """
+        if not total.scalars.get(WEIGHT, 0.0) > 0:
+            _log.warning(
+                "nobody who was asked has anything to learn from: no text whose preference names two sides or more%s",
+                ", with a judgment" if isinstance(self.settings.learning, Offline) else "",
+            )
+            return dict(state)
         return super().update(state, total, optimizer) | self.settings.weighting.update(state, total)
 
     def report(self, state: State) -> Mapping[str, float]:
