@@ -26,7 +26,7 @@ from tests.tiny_alignment import given_reward_run
 from tests.tiny_pcm import other_run, pcm_run
 
 BOTH = ("praise, ornate", "praise=0.7,short=0.3")
-NAMES = ("praise", "criticism", "plain", "ornate", "long", "short")
+NAMES = ("long", "short", "plain", "ornate", "praise", "criticism")
 ASK = TextRequest(("the film was", "I liked"), BOTH, (), None, None, None, (), False)
 ONE = replace(ASK, prompts=("I liked",), preferences=("praise, short",))
 
@@ -106,8 +106,9 @@ def test_weights_are_over_the_wanted_experts_and_follow_the_pieces(merged: Path)
         assert {name for name, share in text.shares.mean.items() if share > 0} == set(wanted)
         told = text.to_json()
         assert told["tokens"] == list(text.shares.pieces)
-        assert told["mean_weights"]["praise"] == pytest.approx(own[:, 0].mean().item())
-        assert told["weights"]["praise"] == pytest.approx(own[:, 0].tolist())
+        praise = own[:, NAMES.index("praise")]
+        assert told["mean_weights"]["praise"] == pytest.approx(praise.mean().item())
+        assert told["weights"]["praise"] == pytest.approx(praise.tolist())
 
 
 def test_who_states_nothing_has_the_weights_for_everybody(merged: Path) -> None:
@@ -154,7 +155,8 @@ def test_rewards_are_the_run_s_by_side_and_combined(merged: Path) -> None:
         assert set(text.rewards.sides) == set(shares)
         wanted = sum(text.rewards.sides[side] * share for side, share in shares.items())
         assert told["reward"] == pytest.approx(wanted)
-        assert f"(reward {wanted:.3f}: praise " in text.shown
+        first = next(name for name in NAMES if name in shares)
+        assert f"(reward {wanted:.3f}: {first} " in text.shown
     assert all("reward" not in text.to_json() for text in texts(write(merged, ASK)))
 
 
@@ -220,7 +222,7 @@ def test_the_command_shows_writes_and_colours_them(
     shown = capsys.readouterr().out
     rows = json.loads((tmp_path / "texts.json").read_text())
     assert [row["preference"] for row in rows] == list(BOTH)
-    assert all(name in shown for name in (*BOTH, "(reward 0.", "(weights: praise 0."))
+    assert all(name in shown for name in (*BOTH, "(reward 0.", "(weights: ornate 0."))
     assert (tmp_path / "who.html").read_text().startswith("<!DOCTYPE html>")
 
 

@@ -57,7 +57,7 @@ class Preferences:
     Attributes
     ----------
     names : tuple of str, length n
-        Sides, dimension by dimension: the experts in their order.
+        Sides, dimension by dimension in the order of their names: the experts in their order.
     statements : tuple of str
         Every combination of one side a dimension, each weighing 1.
 
@@ -70,8 +70,9 @@ class Preferences:
     def __init__(self, dimensions: Mapping[str, Dimension]) -> None:
         if not dimensions:
             raise UserError(f"{KEY} is empty; give at least one dimension with two sides")
-        self.dimensions = dict(dimensions)
-        self.names = tuple(side for dimension in dimensions.values() for side in dimension.sides)
+        # By name: a configuration reaches nodes with its keys in another order than the server's.
+        self.dimensions = dict(sorted(dimensions.items()))
+        self.names = tuple(side for dimension in self.dimensions.values() for side in dimension.sides)
         for name in self.names:
             if self.names.count(name) > 1:
                 raise UserError(f"{KEY}: two sides are called {name!r}; give each its own name")
@@ -83,7 +84,7 @@ class Preferences:
                     "at the beginning"
                 )
         self._check_measures()
-        combinations = itertools.product(*(dimension.sides for dimension in dimensions.values()))
+        combinations = itertools.product(*(dimension.sides for dimension in self.dimensions.values()))
         self.statements = tuple(", ".join(sides) for sides in combinations)
 
     def vector(self, statement: str, key: str) -> Tensor:

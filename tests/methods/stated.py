@@ -48,10 +48,10 @@ class NoMerging(Merging):
 
 def dimensions(measured: bool = True) -> dict[str, Dimension]:
     """Return two dimensions over the words that the random models know."""
-    words = {"tone": "good fine bright", "events": "plot actor ending"}
+    words = {"tone": "good fine bright", "topic": "plot actor ending"}
     return {
         name: Dimension(sides, Counts(words[name]) if measured else None, 1.0)
-        for name, sides in (("tone", SIDES[:2]), ("events", SIDES[2:]))
+        for name, sides in (("tone", SIDES[:2]), ("topic", SIDES[2:]))
     }
 
 

@@ -40,7 +40,7 @@ from .stated import (
 )
 
 # The random models know few words, so that sides are words of theirs.
-NAMED = {"tone": ("good", "bad"), "events": ("plot", "it")}
+NAMED = {"tone": ("good", "bad"), "topic": ("plot", "it")}
 
 
 @pytest.fixture(scope="module")

@@ -113,7 +113,7 @@ def test_rewards_are_those_of_the_wanted_sides_against_the_same_reference_text(c
     assert found["unseen/reward", QUIET] == pytest.approx((sides(q)[1] + sides(q)[3]) / 2)
     assert found["unseen/reward", TONE] == pytest.approx((sides(r)[0] + 3 * sides(r)[1]) / 4)
     assert found["unseen/reward_tone", BOTH] == pytest.approx((sides(p)[0] + sides(q)[0]) / 2)
-    assert found["unseen/reward_events", BOTH] == pytest.approx((sides(p)[2] + sides(q)[2]) / 2)
+    assert found["unseen/reward_topic", BOTH] == pytest.approx((sides(p)[2] + sides(q)[2]) / 2)
     assert found["unseen/reward_tone", QUIET] == pytest.approx(sides(q)[1])
     # Wins over the even text by the plain measures: 3/2 against 1, 0 against 1; 0 against -1; -3 * 2/4 against -1/2.
     assert found["unseen/win_rate", BOTH] == 0.5
@@ -137,9 +137,9 @@ def test_equal_texts_are_a_draw(codec: TextCodec) -> None:
 def test_a_dimension_that_is_left_alone_has_no_reward_there(codec: TextCodec) -> None:
     sums = World(codec).sums(Known(codec, TEXTS), asks((TONE, "p"), (BOTH, "q"), (TONE, "r")))
     assert {each.group for each in sums if each.name == "unseen/reward_tone"} == {TONE, BOTH}
-    assert {each.group for each in sums if each.name == "unseen/reward_events"} == {BOTH}
+    assert {each.group for each in sums if each.name == "unseen/reward_topic"} == {BOTH}
     assert all(math.isfinite(each.total) and each.n > 0 for each in sums)
-    (events,) = (each for each in sums if each.name == "unseen/reward_events")
+    (events,) = (each for each in sums if each.name == "unseen/reward_topic")
     assert events.n == 1.0
 
 
@@ -270,7 +270,7 @@ def test_without_measures_texts_have_no_worth_but_a_likelihood(codec: TextCodec)
         *(f"unseen/weight_{side}" for side in SIDES),
     }
     assert world.scorer.bounded_metrics == {f"unseen/weight_{side}" for side in SIDES}
-    names = ("reward", "win_rate", "satisfied", "reward_tone", "reward_events")
+    names = ("reward", "win_rate", "satisfied", "reward_tone", "reward_topic")
     assert World(codec).scorer.bounded_metrics == world.scorer.bounded_metrics | {f"unseen/{name}" for name in names}
 
 

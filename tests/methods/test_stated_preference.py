@@ -215,3 +215,11 @@ def test_no_other_merging_is_told_to_learn_from_judgments(tmp_path: Path) -> Non
     own = method(merging=merging, dimensions=dimensions(measured=False))
     with pytest.raises(UserError, match=r"what texts are worth; set a measure$"):
         own.phases(setting(random_model("gpt2", tmp_path)))
+
+
+def test_the_order_of_sides_is_not_that_of_a_configuration_s_keys() -> None:
+    """Nodes read a configuration with sorted keys, and the server and predictions as it was written."""
+    turned = Preferences(dict(reversed(dimensions().items())))
+    own = Preferences(dimensions())
+    assert (turned.names, turned.statements) == (own.names, own.statements)
+    assert list(turned.dimensions) == list(own.dimensions)
