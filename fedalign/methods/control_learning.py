@@ -228,24 +228,21 @@ class Offline(Learning):
         return example.rejected is not None
 
     def loss(self, phase: ControlPhase, bias: Tensor | None, own: Round) -> Callable[[int], Tensor]:
-        """Return the loss of each step's pairs; what experts find of them is asked once for all steps."""
+        """Return the loss of each step's pairs; experts are asked once for all steps, and for all rounds."""
         batches = Batches(own.examples, phase.settings.batch, own.streams.torch("batches"))
-        drawn = [batches.draw()[0] for _ in range(phase.settings.local.steps)]
-        met = list(dict.fromkeys(example for examples in drawn for example in examples))
-        place = {example: i for i, example in enumerate(met)}
-        vectors = torch.stack([phase.vector(example) for example in met])
-        prompts = [example.prompt for example in met]
-        sides = ([e.response for e in met], [e.rejected or "" for e in met])
-        chosen, rejected = (phase.texts.written(prompts, texts, vectors) for texts in sides)
+        place = {example: i for i, example in enumerate(own.examples)}
+        vectors = torch.stack([phase.vector(example) for example in own.examples])
+        chosen, rejected = phase.texts.judged(own.streams.client, own.examples, vectors)
 
         def loss(step: int) -> Tensor:
-            rows = torch.tensor([place[example] for example in drawn[step]])
+            drawn = batches.draw()[0]
+            rows = torch.tensor([place[example] for example in drawn])
             policy, reference = [], []
             for batch in (chosen.rows(rows), rejected.rows(rows)):
                 policy.append((phase.texts.log_probabilities(batch, bias)[0] * batch.mask).sum(1))
                 reference.append((batch.even * batch.mask).sum(1))
             losses, margins = dpo_loss(policy[0], policy[1], reference[0], reference[1], self.beta)
-            groups = [example.group for example in drawn[step]]
+            groups = [example.group for example in drawn]
             own.sums.extend(by_group("train/accuracy", groups, (margins.detach() > 0).double()))
             self._tell(phase, own, vectors[rows], margins.detach())
             return losses.mean()

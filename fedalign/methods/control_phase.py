@@ -123,7 +123,8 @@ class ControlPhase(StatedPhase):
 
     def load(self, state: State) -> None:
         """Put experts and control model into their workspaces."""
-        self.load_experts(state)
+        if self.load_experts(state):
+            self.texts.forget()
         load_parameters(self.network, _of_control(state))
         self.network.eval()
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from fedalign.data.corpus import Example
 from fedalign.methods.control_batches import ControlBatch
 from fedalign.methods.reference_texts import ReferenceTexts
 from fedalign.methods.stated_preference import SideRewards, combined
@@ -15,6 +17,12 @@ from fedalign.models.control import Told, log_weights
 from fedalign.models.experts import Pairs
 from fedalign.models.mixing import Spoken, spoken_of
 from fedalign.models.text import ResponseBatch
+
+_CLIENTS = 1024
+"""Clients whose judgments a node keeps as experts found them: a few kilobytes for each pair."""
+
+Judged = tuple[ControlBatch, ControlBatch]
+"""Preferred and other responses of pairs, in one order."""
 
 
 class ControlTexts:
@@ -37,6 +45,36 @@ class ControlTexts:
         self.lengths = writer.lengths
         self._writer, self._batch = writer, batch
         self._rewards, self._references = rewards, references
+        self._judged: OrderedDict[str, tuple[tuple[Example, ...], Judged]] = OrderedDict()
+
+    def forget(self) -> None:
+        """Forget what experts found: they are others."""
+        self._judged.clear()
+
+    def judged(self, client: str, examples: Sequence[Example], vectors: Tensor) -> Judged:
+        """Return a client's pairs as experts find them, who are asked once for as long as they are the same.
+
+        Parameters
+        ----------
+        client : str
+        examples : sequence of Example, length B
+            Each with a rejected response.
+        vectors : float32 tensor, shape (B, n)
+        """
+        known = self._judged.get(client)
+        if known is None or known[0] != tuple(examples):
+            prompts = [example.prompt for example in examples]
+            sides = [e.response for e in examples], [e.rejected or "" for e in examples]
+            chosen, rejected = (self.written(prompts, texts, vectors) for texts in sides)
+            known = tuple(examples), (chosen, rejected)
+            # Whole distributions are too large to be kept from round to round.
+            if not self._writer.merger.mixing.needs_whole:
+                self._judged[client] = known
+        if client in self._judged:
+            self._judged.move_to_end(client)
+        while len(self._judged) > _CLIENTS:
+            self._judged.popitem(last=False)
+        return known[1]
 
     def drawn(
         self, prompts: Sequence[str], vectors: Tensor, draws: Tensor, temperature: float, bias: Tensor | None

@@ -118,11 +118,13 @@ class StatedPhase(Phase[CorpusShard]):
         """Return what of the experts travels."""
         return self.source.state(self.preferences.names, streams, artefacts, self.setting)
 
-    def load_experts(self, state: State) -> None:
-        """Put the experts of a state into the workspace; texts of others are forgotten."""
-        if self.source.load(self.workspace, state):
+    def load_experts(self, state: State) -> bool:
+        """Put the experts of a state into the workspace, and say whether they are others; then texts are forgotten."""
+        changed = self.source.load(self.workspace, state)
+        if changed:
             self.references.forget()
             self.scorer.forget()
+        return changed
 
     def evaluate(self, state: State, shard: CorpusShard, streams: Streams) -> Contribution:
         """Return how well what is written to test prompts serves the preferences stated there."""
