@@ -30,6 +30,7 @@ _LOADED = (
 _DEMONSTRATED = ("partition=silos", "partition.clients=4", "federation/sampler=full")
 # Users are clients: each has eight judgments under one preference, and no other.
 _USERS = ("federation.sampler.size=10", "federation.rounds=24")
+_ONE = ("partition=silos", "partition.clients=1", "federation/sampler=full", "federation.rounds=24")
 _LEARNT = (
     "method/merging/learning=offline",
     "method.merging.batch=8",
@@ -93,17 +94,13 @@ ARMS: tuple[Arm, ...] = (
     Arm("federated", "PCM, token by token, federated", ("method=pcm", *_LOADED, *_USERS, *_LEARNT)),
     Arm(
         "central",
-        "PCM, token by token, one client with everything",
-        (
-            "method=pcm",
-            *_LOADED,
-            "partition=silos",
-            "partition.clients=1",
-            "federation/sampler=full",
-            "federation.rounds=24",
-            *_LEARNT,
-            "method.merging.local.steps=80",
-        ),
+        "PCM, token by token, one client with everything, steps of 80 pairs",
+        ("method=pcm", *_LOADED, *_ONE, *_LEARNT, "method.merging.batch=80"),
+    ),
+    Arm(
+        "central_small",
+        "PCM, token by token, one client with everything, ten times as many steps of 8 pairs",
+        ("method=pcm", *_LOADED, *_ONE, *_LEARNT, "method.merging.local.steps=80"),
     ),
     Arm("online", "PCM, federated, REBEL, half of the prompts covered", ("method=pcm", *_LOADED, *_USERS, *_ONLINE)),
     Arm(

@@ -24,7 +24,7 @@ TABLES = ("<!-- tables -->", "<!-- /tables -->")
 ORACLE = "oracle"
 LABELS = {arm.name: arm.label for arm in ARMS} | {ORACLE: "oracle weights (knows the world's words)"}
 _ORDER = (
-    *("prompting", "prompted", "single", "uniform", "soups", "constant", "federated", "central"),
+    *("prompting", "prompted", "single", "uniform", "soups", "constant", "federated", "central", "central_small"),
     *("online", "online_own", ORACLE),
 )
 _COLUMNS = (
