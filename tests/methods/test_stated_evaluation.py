@@ -212,6 +212,21 @@ def test_all_arms_write_with_the_same_draws(codec: TextCodec) -> None:
     assert writer.draws == [None, None]
 
 
+def test_texts_are_those_that_are_scored(codec: TextCodec) -> None:
+    examples = asks((BOTH, "p"), (QUIET, "q"), (TONE, "r"), (BOTH, "s"))
+    world = World(codec, batch=3)
+    merger = Merger(world.experts, silent_control(4, CPU), Linear())
+    world.experts.table = table_of(EVEN, 0.5)
+    writer = MergedWriter(merger, world.preferences, torch.full((4,), 0.25), codec, LENGTHS)
+    texts = world.scorer.texts(writer, examples, "ann", 0)
+    assert len(set(texts)) > 1
+    known = Known(codec, dict(zip("pqrs", texts, strict=True)))
+    assert world.scorer.texts(known, examples, "ann", 0) == texts
+    own, again = (means(world.sums(each, examples)) for each in (writer, known))
+    assert all(own[key] == pytest.approx(value) for key, value in again.items() if "reward" in key[0])
+    assert len(known.draws) == 4 and all(each is not None for each in known.draws)
+
+
 def test_batches_change_no_number(codec: TextCodec) -> None:
     examples = asks((BOTH, "p"), (QUIET, "q"), (TONE, "r"), (BOTH, "s"), (QUIET, "p"))
     found = [means(World(codec, batch=size).sums(Known(codec, TEXTS), examples)) for size in (1, 3, 64)]
