@@ -375,6 +375,20 @@ def test_weights_follow_losses_where_they_are_to(folder: Path) -> None:
         assert torch.allclose(part.tensors[name], tensor * part.scalars[WEIGHT], atol=1e-9)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_losses_are_those_of_a_client_s_own_preferences_alone(folder: Path, share: float) -> None:
+    steps = {"steps": 2, "lr": 1e-6}
+    own = control_phase(folder, controlled(online(share=share), steps=steps, weighting=QFair(1.0, 0.01)))
+    found = contributions(own, own.initial(START, {}), client(rl=wishes(BOTH, "praise=0.5, still=2", count=8)))
+    rewards = [each for each in decode(found.scalars) if each.name == "train/reward"]
+    number = sum(each.n for each in rewards)
+    if share == 1.0:
+        assert found.scalars[WEIGHT] == 1.0 and number == 0
+        return
+    assert number == 32 if share == 0.0 else 4 < number < 28
+    assert found.scalars[WEIGHT] == pytest.approx(1 - sum(each.total for each in rewards) / number, rel=1e-5)
+
+
 def test_min_max_weighs_and_moves_preferences(folder: Path) -> None:
     own = control_phase(folder, controlled(steps={"lr": 1e-6}, weighting=MinMax(1.0, 3.0)))
     start = own.initial(START, {})
