@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fedalign.data.ranking_forms import Form
-from simulations.emdpo.language import LANGUAGE, LANGUAGE_SEEDS
+from simulations.emdpo.language import LANGUAGE, LANGUAGE_SEEDS, seeds_of
 from simulations.emdpo.tuning import GRID, SEARCHED, SOURCES, TUNING_SEED, place_of
 from simulations.privacy.arms import replaced
 
@@ -35,11 +35,14 @@ class Arm:
         Also the folder of its runs.
     label : str
     overrides : tuple of str
+    seeds : tuple of int
+        Those of its experiment that it has; all of them where there are none here.
     """
 
     name: str
     label: str
     overrides: tuple[str, ...]
+    seeds: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -250,7 +253,7 @@ def _tuning() -> tuple[Arm, ...]:
 
 
 def _language() -> tuple[Arm, ...]:
-    return tuple(Arm(name, label, own) for name, (label, own) in LANGUAGE.items())
+    return tuple(Arm(name, label, own, seeds_of(name)) for name, (label, own) in LANGUAGE.items())
 
 
 EPSILONS = (1, 2, 4, 8)

@@ -7,7 +7,10 @@ from collections.abc import Mapping
 BASE = "{base}"
 """What stands for the folder of the base model in overrides (``base``)."""
 
-LANGUAGE_SEEDS = (11, 12, 13)
+LANGUAGE_SEEDS = (11, 12, 13, 14, 15, 16)
+FIRST_SEEDS = LANGUAGE_SEEDS[:3]
+FURTHER = ("dpo_16", "cluster_16", "em_16")
+"""Arms that have all seeds; the others have the first ones. Fixed before any run of a further seed (README)."""
 
 _COMMON = (
     "model=gpt2_lora",
@@ -33,6 +36,7 @@ _COMMON = (
     "method.local.steps=4",
 )
 _FEW = ("data.train_judgments=16", "method.evaluation.known=16")
+_MANY = ("data.train_judgments=430", "method.evaluation.known=64")
 _CLUSTERS = ("method.start.iterations=4",)
 # Clusters tell types while policies know too little to do so.
 _PROBED = (*_CLUSTERS, "method.start.rounds=12")
@@ -47,15 +51,10 @@ LANGUAGE: Mapping[str, tuple[str, tuple[str, ...]]] = {
         (
             "em_430",
             "EM-DPO, 430 judgments",
-            (
-                "method=emdpo",
-                *_EM,
-                *_PROBED,
-                "method.folds.assess=24",
-                "data.train_judgments=430",
-                "method.evaluation.known=64",
-            ),
+            ("method=emdpo", *_EM, *_PROBED, "method.folds.assess=24", *_MANY),
         ),
+        ("dpo_430", "one DPO for all, 430 judgments", ("method=dpo", *_MANY)),
+        ("cluster_430", "Cluster-DPO, 430 judgments", ("method=cluster_dpo", *_CLUSTERS, *_MANY)),
         (
             "insample_16",
             "EM-DPO, in-sample E-step",
@@ -69,3 +68,8 @@ LANGUAGE: Mapping[str, tuple[str, tuple[str, ...]]] = {
     )
 }
 """Arms: label and overrides."""
+
+
+def seeds_of(arm: str) -> tuple[int, ...]:
+    """Return the seeds of an arm."""
+    return LANGUAGE_SEEDS if arm in FURTHER else FIRST_SEEDS

@@ -10,7 +10,7 @@ from fedalign.objectives.regret import minmax_weights
 from fedalign.report.statistics import mean_interval, paired_difference
 from simulations.emdpo.language import LANGUAGE
 from simulations.emdpo.markdown import table
-from simulations.emdpo.policies import BASE, MERGED
+from simulations.emdpo.policies import BASE, DISTILLED, MERGED
 from simulations.emdpo.record import Results, SeedResult, values_of
 from simulations.privacy.tables import cell
 
@@ -25,18 +25,38 @@ MIXED: Mapping[str, tuple[str, str]] = {
     "EM-DPO + MMRA": ("em_16", "mmra"),
     "EM-DPO + MMRA, regret as a share": ("em_16", "mmra_normalised"),
     "EM-DPO, log-linear merge at MMRA's weights": ("em_16", MERGED),
+    "EM-DPO, distilled at MMRA's weights": ("em_16", DISTILLED),
     "EM-DPO, best mixture in hindsight": ("em_16", HINDSIGHT),
+    "EM-DPO, random start + MMRA": ("random_16", "mmra"),
+    "EM-DPO, in-sample E-step + MMRA": ("insample_16", "mmra"),
+    "one DPO for all, 430": ("dpo_430", "shares"),
+    "Cluster-DPO, mixed by shares, 430": ("cluster_430", "shares"),
+    "EM-DPO, mixed by shares, 430": ("em_430", "shares"),
     "EM-DPO + MMRA, 430 judgments": ("em_430", "mmra"),
+    "EM-DPO + MMRA, regret as a share, 430": ("em_430", "mmra_normalised"),
+    "EM-DPO, log-linear merge at MMRA's weights, 430": ("em_430", MERGED),
+    "EM-DPO, distilled at MMRA's weights, 430": ("em_430", DISTILLED),
+    "EM-DPO, best mixture in hindsight, 430": ("em_430", HINDSIGHT),
     "base model": ("dpo_16", BASE),
 }
 """What serves everybody: label, arm, and a mixture of its types or the name of a single network."""
-COMPARED = (
+COMPARED: tuple[tuple[str, str], ...] = (
     ("EM-DPO + MMRA", "one DPO for all"),
     ("EM-DPO + MMRA", "Cluster-DPO, mixed by shares"),
     ("EM-DPO + MMRA", "EM-DPO, mixed by shares"),
     ("EM-DPO + MMRA, regret as a share", "one DPO for all"),
     ("EM-DPO + MMRA, regret as a share", "Cluster-DPO, mixed by shares"),
+    ("EM-DPO, distilled at MMRA's weights", "EM-DPO, log-linear merge at MMRA's weights"),
+    ("EM-DPO + MMRA, 430 judgments", "one DPO for all, 430"),
+    ("EM-DPO + MMRA, 430 judgments", "Cluster-DPO, mixed by shares, 430"),
+    ("EM-DPO + MMRA, 430 judgments", "EM-DPO, mixed by shares, 430"),
+    ("EM-DPO + MMRA, regret as a share, 430", "one DPO for all, 430"),
+    ("EM-DPO + MMRA, regret as a share, 430", "Cluster-DPO, mixed by shares, 430"),
 )
+EQUALS: Mapping[str, tuple[str, ...]] = {
+    ending: (f"dpo{ending}", f"cluster{ending}", f"em{ending}") for ending in ("_16", "_430")
+}
+"""Arms with as many judgments that every seed has, by how their names end."""
 WORST, MEAN, ANNOTATORS = "worst type", "mean over types", "mean over annotators"
 
 _TYPED = (
@@ -88,6 +108,10 @@ def _written(label: str, seeds: Mapping[int, SeedResult], mixture: str) -> tuple
     return f"{label}, {_seeds(seeds)}", [*map(_mean, best), _mean(junk), _mean(likely, ".1f")]
 
 
+Regrets = Mapping[int, Mapping[str, float]]
+"""By seed: what each type loses, the worst, and the means."""
+
+
 def regret(found: Results) -> str:
     """Return a row a policy for everybody, then differences paired by seed."""
     columns = (*_types(found), WORST, MEAN, ANNOTATORS)
@@ -97,25 +121,47 @@ def regret(found: Results) -> str:
         for label, seeds in own.items()
         if seeds
     ]
+    return table(["", *columns], [*rows, *_differences(own, columns)])
+
+
+def regret_among_equals(found: Results) -> str:
+    """Return the differences where a type's reference is the best policy of arms with as many judgments alone."""
+    columns = (*_types(found), WORST, MEAN, ANNOTATORS)
+    own = {
+        label: regrets(found, arm, mixture, next(arms for ending, arms in EQUALS.items() if arm.endswith(ending)))
+        for label, (arm, mixture) in MIXED.items()
+    }
+    return table(["", *columns], _differences(own, columns))
+
+
+def _differences(own: Mapping[str, Regrets], columns: Sequence[str]) -> list[tuple[str, Sequence[str]]]:
+    """Return a row a comparison that has been run, paired by seed."""
+    rows: list[tuple[str, Sequence[str]]] = []
     for ours, theirs in COMPARED:
-        if set(own[ours]) & set(own[theirs]):
+        shared = set(own[ours]) & set(own[theirs])
+        if shared:
             pairs = [
                 paired_difference(*({s: one[name] for s, one in own[label].items()} for label in (ours, theirs)))
                 for name in columns
             ]
-            rows.append((f"{ours} − {theirs}", [cell(pair, "+.2f") for pair in pairs]))
-    return table(["", *columns], rows)
+            rows.append((f"{ours} − {theirs}, {_seeds(shared)}", [cell(pair, "+.2f") for pair in pairs]))
+    return rows
 
 
-def regrets(found: Results, arm: str, mixture: str) -> dict[int, dict[str, float]]:
+def regrets(
+    found: Results, arm: str, mixture: str, among: Collection[str] | None = None
+) -> dict[int, dict[str, float]]:
     """Return by seed what each type of annotators loses under a policy, the worst, and the means.
 
-    A type's regret is the best utility that any policy of any arm of that seed has for it, less what it has here.
+    A type's regret is the best utility that any policy of any arm of that seed, or of the arms ``among`` them, has for
+    it, less what it has here. Seeds in which the single network was not scored are left out.
     """
     lost = {}
     for seed, result in _scored(found, arm).items():
         shares, scores = _shares(result.scores), result.scores
-        best = {name: reference(found, seed, name) for name in shares}
+        if mixture != HINDSIGHT and not _has(scores, mixture):
+            continue
+        best = {name: reference(found, seed, name, among) for name in shares}
         weights = hindsight(scores, best) if mixture == HINDSIGHT else policies_of(scores, mixture)
         own = {name: value - mixed(scores, weights, "utility", name) for name, value in best.items()}
         lost[seed] = {
@@ -134,9 +180,10 @@ def hindsight(scores: Mapping[str, float], best: Mapping[str, float]) -> dict[st
     return dict(zip(policies, minmax_weights(torch.tensor(lost))[0].tolist(), strict=True))
 
 
-def reference(found: Results, seed: int, name: str) -> float:
-    """Return the best utility that any policy of any arm of a seed has for a type of annotators."""
-    return max(best_of(found[arm][seed].scores, name) for arm in found if seed in _scored(found, arm))
+def reference(found: Results, seed: int, name: str, among: Collection[str] | None = None) -> float:
+    """Return the best utility that any policy of any arm of a seed, or of some arms, has for a type of annotators."""
+    arms = [arm for arm in found if seed in _scored(found, arm) and (among is None or arm in among)]
+    return max(best_of(found[arm][seed].scores, name) for arm in arms)
 
 
 def best_of(scores: Mapping[str, float], name: str, among: Collection[str] | None = None) -> float:
@@ -149,6 +196,11 @@ def policies_of(scores: Mapping[str, float], mixture: str) -> dict[str, float]:
     """Return the weights of a mixture's policies; what is no mixture is a single network of that name."""
     opening = f"weight/{mixture}/"
     return {k.removeprefix(opening): v for k, v in scores.items() if k.startswith(opening)} or {mixture: 1.0}
+
+
+def _has(scores: Mapping[str, float], mixture: str) -> bool:
+    """Return whether a run has the utilities of all of a mixture's policies, or of the single network."""
+    return all(any(key.startswith(f"utility/{k}/") for key in scores) for k in policies_of(scores, mixture))
 
 
 def mixed(scores: Mapping[str, float], weights: Mapping[str, float], what: str, name: str | None = None) -> float:

@@ -25,8 +25,8 @@ from simulations.emdpo.finished import opened
 PROMPTS = 128
 """Public prompts, the same for all runs; policies write them under the same random numbers."""
 WRITING = Writing(samples=1, max_new_tokens=28, temperature=1.0, batch=64)
-BASE, MERGED = "base", "log_linear"
-"""Names of policies that are no type's: the frozen model, and the types' merge at the weights of MMRA."""
+BASE, MERGED, DISTILLED = "base", "log_linear", "distilled"
+"""Names of policies that are no type's: the frozen model, the types' merge at the weights of MMRA, and one adapter."""
 
 
 class BasePolicy(TextPolicy):

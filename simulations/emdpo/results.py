@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 from simulations.emdpo.arms import EXPERIMENTS
@@ -72,6 +71,19 @@ def read_all(output: Path) -> dict[str, dict[str, dict[int, SeedResult]]]:
     }
 
 
+def merged(before: Results, runs: Results) -> dict[str, dict[int, SeedResult]]:
+    """Return recorded numbers and those of finished runs, arm by arm and seed by seed.
+
+    A run takes the place of its record unless that has scores which the run lacks, as before it is scored.
+    """
+    found = {}
+    for arm in dict.fromkeys((*before, *runs)):
+        old, new = before.get(arm, {}), runs.get(arm, {})
+        fuller = {s: one for s, one in new.items() if s not in old or old[s].scores.keys() <= one.scores.keys()}
+        found[arm] = dict(sorted({**old, **fuller}.items()))
+    return found
+
+
 def with_tables(readme: str, text: str) -> str:
     """Return the README with the tables between their marks.
 
@@ -86,10 +98,10 @@ def with_tables(readme: str, text: str) -> str:
 def write_results(output: Path, results: Path) -> str:
     """Write one JSON file an experiment, the tables and the figure; return the tables.
 
-    An experiment without runs keeps what was recorded of it.
+    What was recorded before is kept where there is no run that has all of its scores.
     """
     before = recorded(results)
-    found: Mapping[str, Results] = {name: own or before[name] for name, own in read_all(output).items()}
+    found = {name: merged(before[name], own) for name, own in read_all(output).items()}
     results.mkdir(parents=True, exist_ok=True)
     for name, own in found.items():
         (results / f"{name}.json").write_text(to_json(own))

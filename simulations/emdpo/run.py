@@ -53,6 +53,7 @@ def tasks(
         for seed in experiment.seeds
         if seeds is None or seed in seeds
         for arm in chosen(experiment, arms)
+        if not arm.seeds or seed in arm.seeds
     ]
 
 

@@ -34,7 +34,7 @@ from simulations.emdpo.arms import (
 )
 from simulations.emdpo.base import batch
 from simulations.emdpo.exact import alike, divergence, middle_first, won
-from simulations.emdpo.language import BASE
+from simulations.emdpo.language import BASE, LANGUAGE
 from simulations.emdpo.language_tables import (
     ANNOTATORS,
     HINDSIGHT,
@@ -51,7 +51,7 @@ from simulations.emdpo.plots import gain, identifiability_plot
 from simulations.emdpo.policies import mixtures_of, parts_of, utilities_of
 from simulations.emdpo.real import differences
 from simulations.emdpo.record import SeedResult, from_json
-from simulations.emdpo.results import read_all, read_run, with_tables, write_results
+from simulations.emdpo.results import merged, read_all, read_run, with_tables, write_results
 from simulations.emdpo.run import Task, execute, finished, tasks
 from simulations.emdpo.tables import federated, identifiability, real, tables, toy
 from simulations.emdpo.tuning import best
@@ -275,7 +275,7 @@ def test_regret_is_what_the_best_policy_of_the_seed_has_more() -> None:
     assert regrets(found, "em_16", HINDSIGHT)[11][WORST] == pytest.approx(5 / 6)
     rows = regret(found)
     assert "| EM-DPO, mixed by shares, 1 seed | 0.50 | 1.50 | 1.50 | 1.00 | 0.75 |" in rows
-    assert "| EM-DPO + MMRA − one DPO for all | +0.75 | -0.50 | -0.50 | +0.12 | +0.44 |" in rows
+    assert "| EM-DPO + MMRA − one DPO for all, 1 seed | +0.75 | -0.50 | -0.50 | +0.12 | +0.44 |" in rows
     assert "Cluster" not in rows
     # The merge suits nobody's type better than a type's own policy, and is no type's.
     assert "| EM-DPO, 1 seed | 0.50 | 1.00 | 0.00 | 2.2 |" in written(found)
@@ -310,7 +310,10 @@ def test_texts_are_worth_what_the_world_says() -> None:
 
 
 def test_language_arms_differ_in_method_start_and_judgments(language: dict[str, RunConfig]) -> None:
-    few = [config for name, config in language.items() if name != "em_430"]
+    few = [config for name, config in language.items() if name.endswith("_16")]
+    many = [config for name, config in language.items() if name.endswith("_430")]
+    assert len(few) + len(many) == len(language)
+    assert len({(config.data, config.model, config.federation) for config in many}) == 1
     assert len({(config.data, config.model, config.federation) for config in few}) == 1
     assert language["em_430"].model == few[0].model
     assert {config.method.name for config in few} == {"dpo", "cluster_dpo", "emdpo", "emdpo_in_sample"}
@@ -352,6 +355,34 @@ def test_an_experiment_without_runs_keeps_its_record(tmp_path: Path) -> None:
     write_results(tmp_path / "runs", tmp_path)
     assert from_json((tmp_path / "real.json").read_text()) == {"e2e_k1": {0: scored(a=0.5)}}
     assert from_json((tmp_path / "language.json").read_text()) == {}
+
+
+def test_runs_join_their_record() -> None:
+    before = {"em_16": {11: scored(a=1.0, b=2.0), 12: scored(a=3.0)}, "em_430": {11: scored(a=4.0)}}
+    # Seed 11 has not been scored yet; seed 12 has been run again.
+    runs = {"em_16": {14: scored(a=5.0), 11: scored(a=6.0), 12: scored(a=7.0, b=8.0)}, "dpo_430": {11: scored(a=9.0)}}
+    found = merged(before, runs)
+    assert list(found) == ["em_16", "em_430", "dpo_430"]
+    assert list(found["em_16"]) == [11, 12, 14]
+    assert found["em_16"] == {11: before["em_16"][11], 12: runs["em_16"][12], 14: runs["em_16"][14]}
+    assert found["em_430"] == before["em_430"]
+    assert found["dpo_430"] == runs["dpo_430"]
+    assert merged(before, {}) == before
+
+
+def test_arms_have_the_seeds_that_were_fixed_for_them(tmp_path: Path) -> None:
+    todo = tasks(EXPERIMENTS["language"], tmp_path, FOLDERS)
+    seeds = {
+        arm: [int(t.directory.name.removeprefix("seed-")) for t in todo if t.directory.parent.name == arm]
+        for arm in LANGUAGE
+    }
+    assert {arm for arm, own in seeds.items() if own == [11, 12, 13, 14, 15, 16]} == {"dpo_16", "cluster_16", "em_16"}
+    assert {arm for arm, own in seeds.items() if own == [11, 12, 13]} == set(LANGUAGE) - {
+        "dpo_16",
+        "cluster_16",
+        "em_16",
+    }
+    assert tasks(EXPERIMENTS["language"], tmp_path, FOLDERS, [14], ["em_430"]) == []
 
 
 def test_results_survive_their_file() -> None:
