@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fedalign.data.ranking_forms import Form
-from simulations.emdpo.language import LANGUAGE, LANGUAGE_SEEDS, seeds_of
+from simulations.emdpo.language import DISTILLED_ARMS, LANGUAGE, LANGUAGE_SEEDS, seeds_of
 from simulations.emdpo.tuning import GRID, SEARCHED, SOURCES, TUNING_SEED, place_of
 from simulations.privacy.arms import replaced
 
@@ -37,12 +37,15 @@ class Arm:
     overrides : tuple of str
     seeds : tuple of int
         Those of its experiment that it has; all of them where there are none here.
+    scores : tuple of str
+        Which scores its runs get beside those of the experiment.
     """
 
     name: str
     label: str
     overrides: tuple[str, ...]
     seeds: tuple[int, ...] = ()
+    scores: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -253,7 +256,10 @@ def _tuning() -> tuple[Arm, ...]:
 
 
 def _language() -> tuple[Arm, ...]:
-    return tuple(Arm(name, label, own, seeds_of(name)) for name, (label, own) in LANGUAGE.items())
+    return tuple(
+        Arm(name, label, own, seeds_of(name), ("distilled",) if name in DISTILLED_ARMS else ())
+        for name, (label, own) in LANGUAGE.items()
+    )
 
 
 EPSILONS = (1, 2, 4, 8)

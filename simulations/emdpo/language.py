@@ -11,6 +11,8 @@ LANGUAGE_SEEDS = (11, 12, 13, 14, 15, 16)
 FIRST_SEEDS = LANGUAGE_SEEDS[:3]
 FURTHER = ("dpo_16", "cluster_16", "em_16")
 """Arms that have all seeds; the others have the first ones. Fixed before any run of a further seed (README)."""
+DISTILLED_ARMS = ("em_16", "em_430")
+"""Arms whose mixture is distilled into one adapter when a run is scored."""
 
 _COMMON = (
     "model=gpt2_lora",

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedalign.contribution import State
 from fedalign.data.annotator_types import true_utility
 from fedalign.data.review_texts import filler_score, review_prompts, style_score, tone_score
 from fedalign.data.synthetic_rankings import SyntheticRankings
@@ -20,6 +21,7 @@ from fedalign.methods.type_model import PRIOR
 from fedalign.models.text import ResponseBatch
 from fedalign.objectives.regret import maxmin_weights, minmax_weights, regret_matrix
 from fedalign.rng import Streams
+from simulations.emdpo.distil import distilled_policy
 from simulations.emdpo.finished import opened
 
 PROMPTS = 128
@@ -63,10 +65,9 @@ def policies(path: Path) -> dict[str, float]:
     model, data = run.phase.model, run.config.data
     assert isinstance(model, AdapterTypes)
     assert isinstance(data, SyntheticRankings)
-    prompts = review_prompts(PROMPTS, Streams(0).numpy("prompts"))
+    prompts = scored_prompts()
     own = type_policies(model, run.state)
-    columns = [policy_rewards(model, run.state, policy, prompts, WRITING, _same()) for policy in own]
-    rewards = torch.stack(columns, 1)
+    rewards = rewards_of(model, run.state, prompts)
     mixtures = mixtures_of(rewards, run.state[PRIOR])
     writers: dict[str, TextPolicy] = {str(number): policy for number, policy in enumerate(own)}
     writers[BASE] = BasePolicy(model)
@@ -77,13 +78,43 @@ def policies(path: Path) -> dict[str, float]:
     for mixture, weights in mixtures.items():
         found |= {f"weight/{mixture}/{k}": weight for k, weight in enumerate(weights.tolist())}
     for name, policy in writers.items():
-        generator = _same()
-        parts = [policy.write(part, WRITING, generator) for part in WRITING.parts(prompts)]
-        texts = [text for part in parts for text in part.texts]
-        found |= {f"utility/{name}/{kind}": value for kind, value in utilities_of(texts, data).items()}
-        found |= {f"mean/{part}/{name}": value for part, value in parts_of(texts).items()}
-        found[f"perplexity/{name}"] = perplexity(model, parts)
+        found |= texts_of(name, policy, model, data, prompts)
     return found
+
+
+def distilled(path: Path) -> dict[str, float]:
+    """Return what the texts of one adapter are truly worth that was distilled at the weights of MMRA."""
+    run = opened(path)
+    model, data = run.phase.model, run.config.data
+    assert isinstance(model, AdapterTypes)
+    assert isinstance(data, SyntheticRankings)
+    prompts = scored_prompts()
+    mixtures = mixtures_of(rewards_of(model, run.state, prompts), run.state[PRIOR])
+    policy = distilled_policy(run, mixtures["mmra"], prompts, WRITING)
+    return texts_of(DISTILLED, policy, model, data, prompts)
+
+
+def scored_prompts() -> list[str]:
+    """Return the prompts that all policies of all runs continue."""
+    return review_prompts(PROMPTS, Streams(0).numpy("prompts"))
+
+
+def rewards_of(model: AdapterTypes, state: State, prompts: Sequence[str]) -> Tensor:
+    """Return every type's mean implicit reward of every type's policy, float64 of shape (K, K)."""
+    own = type_policies(model, state)
+    return torch.stack([policy_rewards(model, state, policy, prompts, WRITING, _same()) for policy in own], 1)
+
+
+def texts_of(
+    name: str, policy: TextPolicy, model: AdapterTypes, data: SyntheticRankings, prompts: Sequence[str]
+) -> dict[str, float]:
+    """Return what a policy's texts are worth and made of, and how likely they are, by the policy's name."""
+    generator = _same()
+    parts = [policy.write(part, WRITING, generator) for part in WRITING.parts(prompts)]
+    texts = [text for part in parts for text in part.texts]
+    found = {f"utility/{name}/{kind}": value for kind, value in utilities_of(texts, data).items()}
+    found |= {f"mean/{part}/{name}": value for part, value in parts_of(texts).items()}
+    return {**found, f"perplexity/{name}": perplexity(model, parts)}
 
 
 def mixtures_of(rewards: Tensor, shares: Tensor) -> dict[str, Tensor]:

@@ -48,7 +48,7 @@ def tasks(
         Task(
             output / experiment.name / arm.name / f"seed-{seed}",
             (*overrides(arm, folders), f"seed={seed}"),
-            experiment.scores,
+            (*experiment.scores, *arm.scores),
         )
         for seed in experiment.seeds
         if seeds is None or seed in seeds

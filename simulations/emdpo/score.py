@@ -16,7 +16,7 @@ from fedalign.objectives.em import mixture_log_likelihood, per_annotator
 from fedalign.objectives.plackett_luce import ranking_log_likelihood
 from fedalign.rng import Streams
 from simulations.emdpo.finished import opened
-from simulations.emdpo.policies import policies
+from simulations.emdpo.policies import distilled, policies
 
 ANOTHER_WORLD = 1000
 """What is added to a run's seed for annotators whom it never saw."""
@@ -119,4 +119,5 @@ SCORES: Mapping[str, Callable[[Path], dict[str, float]]] = {
     "people": people,
     "alike": alike,
     "policies": policies,
+    "distilled": distilled,
 }

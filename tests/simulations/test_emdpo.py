@@ -33,22 +33,26 @@ from simulations.emdpo.arms import (
     overrides,
 )
 from simulations.emdpo.base import batch
+from simulations.emdpo.distil import PROMPTS as DISTILLED_FROM
+from simulations.emdpo.distil import public_prompts
 from simulations.emdpo.exact import alike, divergence, middle_first, won
 from simulations.emdpo.language import BASE, LANGUAGE
 from simulations.emdpo.language_tables import (
     ANNOTATORS,
+    EQUALS,
     HINDSIGHT,
     MEAN,
     WORST,
     hindsight,
     reference,
     regret,
+    regret_among_equals,
     regrets,
     types_told,
     written,
 )
 from simulations.emdpo.plots import gain, identifiability_plot
-from simulations.emdpo.policies import mixtures_of, parts_of, utilities_of
+from simulations.emdpo.policies import mixtures_of, parts_of, scored_prompts, utilities_of
 from simulations.emdpo.real import differences
 from simulations.emdpo.record import SeedResult, from_json
 from simulations.emdpo.results import merged, read_all, read_run, with_tables, write_results
@@ -277,9 +281,57 @@ def test_regret_is_what_the_best_policy_of_the_seed_has_more() -> None:
     assert "| EM-DPO, mixed by shares, 1 seed | 0.50 | 1.50 | 1.50 | 1.00 | 0.75 |" in rows
     assert "| EM-DPO + MMRA − one DPO for all, 1 seed | +0.75 | -0.50 | -0.50 | +0.12 | +0.44 |" in rows
     assert "Cluster" not in rows
+    # What was not scored has no row, and no part in a difference.
+    assert "distilled" not in rows
+    two.scores.update({"utility/distilled/praise": 0.0, "utility/distilled/criticism": 0.25})
+    assert regrets(found, "em_16", "distilled")[11] == {
+        "praise": 0.75,
+        "criticism": 0.75,
+        WORST: 0.75,
+        MEAN: 0.75,
+        ANNOTATORS: 0.75,
+    }
+    merge = "| EM-DPO, distilled at MMRA's weights − EM-DPO, log-linear merge at MMRA's weights, 1 seed |"
+    assert f"{merge} +0.25 | +0.25 | +0.25 |" in regret(found)
     # The merge suits nobody's type better than a type's own policy, and is no type's.
     assert "| EM-DPO, 1 seed | 0.50 | 1.00 | 0.00 | 2.2 |" in written(found)
     assert "| base model, 1 seed | 0.00 | -0.25 | 0.00 | 2.0 |" in written(found)
+
+
+def test_references_among_equals_are_of_arms_with_as_many_judgments() -> None:
+    one = made_up((1.0, 0.0), {"0": (0.75, -0.5), "base": (0.0, -0.25)})
+    two = made_up((0.5, 0.5), {"0": (0.5, -1.0), "1": (-0.5, 1.0), "base": (0.0, -0.25)})
+    two.scores.update({f"weight/{name}/{k}": 0.5 for name in ("mmra", "mmra_normalised", "maxmin") for k in (0, 1)})
+    best = made_up((1.0, 0.0), {"0": (1.0, 1.0)})
+    found = {"dpo_16": {11: one}, "em_16": {11: two}, "random_16": {11: best}, "em_430": {11: best}}
+    assert reference(found, 11, "praise") == 1.0
+    assert reference(found, 11, "praise", EQUALS["_16"]) == 0.75
+    assert reference(found, 11, "praise", EQUALS["_430"]) == 1.0
+    # Of one DPO 0 and 1.5, of MMRA 0.75 and 1: the worst differ by 0.5 there, and by 0.5 with all arms too.
+    row = "| EM-DPO + MMRA − one DPO for all, 1 seed | +0.75 | -0.50 | -0.50 |"
+    assert row in regret(found)
+    assert row in regret_among_equals(found)
+    assert regrets(found, "dpo_16", "shares", EQUALS["_16"])[11]["praise"] == 0.0
+    assert regrets(found, "dpo_16", "shares")[11]["praise"] == 0.25
+
+
+def test_what_is_distilled_from_is_not_scored() -> None:
+    prompts = public_prompts(scored_prompts())
+    assert len(set(prompts)) == DISTILLED_FROM == len(prompts)
+    assert not set(prompts) & set(scored_prompts())
+    assert public_prompts(scored_prompts()) == prompts
+    assert [arm.name for arm in EXPERIMENTS["language"].arms if "distilled" in arm.scores] == ["em_16", "em_430"]
+
+
+def test_a_seeds_arms_share_their_base_model() -> None:
+    recorded = from_json((FOLDER / "results" / "language.json").read_text())
+    bases: dict[int, set[float]] = {}
+    for seeds in recorded.values():
+        for seed, result in seeds.items():
+            if "perplexity/base" in result.scores:
+                bases.setdefault(seed, set()).add(round(result.scores["perplexity/base"], 4))
+    assert bases
+    assert all(len(own) == 1 for own in bases.values())
 
 
 def test_tables_of_the_language_model_leave_out_what_has_not_run() -> None:
