@@ -32,7 +32,7 @@ from simulations.emdpo.arms import (
     chosen,
     overrides,
 )
-from simulations.emdpo.base import batch
+from simulations.emdpo.base import batch, one_thread
 from simulations.emdpo.distil import PROMPTS as DISTILLED_FROM
 from simulations.emdpo.distil import public_prompts
 from simulations.emdpo.exact import alike, divergence, middle_first, won
@@ -388,6 +388,13 @@ def test_the_base_model_reads_responses_and_where_they_end() -> None:
     assert ids.tolist() == [[1, 2, 3, 9, 9], [4, 5, 6, 7, 9]]
     assert labels.tolist() == [[-100, -100, 3, 9, -100], [-100, 5, 6, 7, 9]]
     assert mask.tolist() == [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
+
+
+def test_the_base_model_is_made_by_one_thread() -> None:
+    before = torch.get_num_threads()
+    with one_thread():
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == before
 
 
 def test_a_finished_run_is_scored_and_not_run_again(tmp_path: Path) -> None:
