@@ -134,6 +134,12 @@ def regret_among_equals(found: Results) -> str:
     return table(["", *columns], _differences(own, columns))
 
 
+def uneven(found: Results) -> bool:
+    """Return whether references would be others among equals: arms have been scored beside those three of a kind."""
+    there = {arm for arm in found if _scored(found, arm)}
+    return all(there - set(arms) for arms in EQUALS.values())
+
+
 def _differences(own: Mapping[str, Regrets], columns: Sequence[str]) -> list[tuple[str, Sequence[str]]]:
     """Return a row a comparison that has been run, paired by seed."""
     rows: list[tuple[str, Sequence[str]]] = []

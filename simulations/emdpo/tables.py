@@ -17,7 +17,7 @@ from simulations.emdpo.arms import (
     VARIANTS,
 )
 from simulations.emdpo.exact import alike, divergence, middle_first, won
-from simulations.emdpo.language_tables import regret, regret_among_equals, types_told, written
+from simulations.emdpo.language_tables import regret, regret_among_equals, types_told, uneven, written
 from simulations.emdpo.markdown import table
 from simulations.emdpo.plots import gain
 from simulations.emdpo.real import differences
@@ -59,10 +59,10 @@ def tables(found: Mapping[str, Results]) -> str:
         "Language model: how types are told, and held-out pairs": types_told(found["language"]),
         "Language model: true utility of what policies write": written(found["language"]),
         "Language model: regret of what serves everybody, in true utility": regret(found["language"]),
-        "Language model: the same differences, references of arms with as many judgments": regret_among_equals(
-            found["language"]
-        ),
     }
+    if uneven(found["language"]):
+        title = "Language model: the same differences, references of arms with as many judgments"
+        sections[title] = regret_among_equals(found["language"])
     return "\n".join(f"**{title}**\n\n{body}" for title, body in sections.items())
 
 

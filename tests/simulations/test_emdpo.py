@@ -49,6 +49,7 @@ from simulations.emdpo.language_tables import (
     regret_among_equals,
     regrets,
     types_told,
+    uneven,
     written,
 )
 from simulations.emdpo.plots import gain, identifiability_plot
@@ -311,6 +312,8 @@ def test_references_among_equals_are_of_arms_with_as_many_judgments() -> None:
     row = "| EM-DPO + MMRA − one DPO for all, 1 seed | +0.75 | -0.50 | -0.50 |"
     assert row in regret(found)
     assert row in regret_among_equals(found)
+    assert uneven(found)
+    assert not uneven({arm: found[arm] for arm in ("dpo_16", "em_16")})
     assert regrets(found, "dpo_16", "shares", EQUALS["_16"])[11]["praise"] == 0.0
     assert regrets(found, "dpo_16", "shares")[11]["praise"] == 0.25
 
