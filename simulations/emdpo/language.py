@@ -8,9 +8,9 @@ BASE = "{base}"
 """What stands for the folder of the base model in overrides (``base``)."""
 
 LANGUAGE_SEEDS = (11, 12, 13, 14, 15, 16)
-FIRST_SEEDS = LANGUAGE_SEEDS[:3]
+FURTHER_SEEDS = LANGUAGE_SEEDS[3:]
 FURTHER = ("dpo_16", "cluster_16", "em_16")
-"""Arms that have all seeds; the others have the first ones. Fixed before any run of a further seed (README)."""
+"""Arms that have all seeds; the others have the further ones. Fixed before any of these was run (README)."""
 DISTILLED_ARMS = ("em_16", "em_430")
 """Arms whose mixture is distilled into one adapter when a run is scored."""
 
@@ -74,4 +74,4 @@ LANGUAGE: Mapping[str, tuple[str, tuple[str, ...]]] = {
 
 def seeds_of(arm: str) -> tuple[int, ...]:
     """Return the seeds of an arm."""
-    return LANGUAGE_SEEDS if arm in FURTHER else FIRST_SEEDS
+    return LANGUAGE_SEEDS if arm in FURTHER else FURTHER_SEEDS
