@@ -127,17 +127,19 @@ def regret(found: Results) -> str:
 def regret_among_equals(found: Results) -> str:
     """Return the differences where a type's reference is the best policy of arms with as many judgments alone."""
     columns = (*_types(found), WORST, MEAN, ANNOTATORS)
-    own = {
-        label: regrets(found, arm, mixture, next(arms for ending, arms in EQUALS.items() if arm.endswith(ending)))
-        for label, (arm, mixture) in MIXED.items()
-    }
-    return table(["", *columns], _differences(own, columns))
+    return table(["", *columns], _differences(_among_equals(found), columns))
 
 
 def uneven(found: Results) -> bool:
-    """Return whether references would be others among equals: arms have been scored beside those three of a kind."""
-    there = {arm for arm in found if _scored(found, arm)}
-    return all(there - set(arms) for arms in EQUALS.values())
+    """Return whether that makes any difference: an arm beside those has a policy that is the best of its seed."""
+    return any(own != regrets(found, *MIXED[label]) for label, own in _among_equals(found).items())
+
+
+def _among_equals(found: Results) -> dict[str, Regrets]:
+    return {
+        label: regrets(found, arm, mixture, next(arms for ending, arms in EQUALS.items() if arm.endswith(ending)))
+        for label, (arm, mixture) in MIXED.items()
+    }
 
 
 def _differences(own: Mapping[str, Regrets], columns: Sequence[str]) -> list[tuple[str, Sequence[str]]]:
