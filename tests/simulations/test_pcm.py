@@ -98,18 +98,20 @@ def test_pcm_arms_differ_in_what_their_names_say(configs: dict[str, RunConfig]) 
     assert isinstance(control(constant).control, ConstantSpec)
     assert replace(control(constant), control=control(federated).control) == control(federated)
     assert (constant.federation, constant.partition) == (federated.federation, federated.partition)
-    central = configs["central"]
-    assert central.federation.rounds == federated.federation.rounds
-    same = replace(control(central).local, steps=control(federated).local.steps)
-    assert replace(control(central), local=same) == control(federated)
-    # One client takes as many steps a round as all clients of a round together.
+    # One client computes as many gradients of pairs a round as all clients of a round together: in large steps, or many.
+    own = control(federated)
     size = federated.federation.sampler.size  # type: ignore[attr-defined]
-    assert control(central).local.steps == size * control(federated).local.steps
+    central, small = control(configs["central"]), control(configs["central_small"])
+    assert replace(central, batch=own.batch) == own
+    assert replace(small, local=replace(small.local, steps=own.local.steps)) == own
+    assert central.batch * central.local.steps == small.batch * small.local.steps == size * own.batch * own.local.steps
+    for name in ("central", "central_small"):
+        assert configs[name].federation.rounds == federated.federation.rounds
     assert control(configs["uniform"]).rounds == 0
-    own, covered = (control(configs[name]).learning for name in ("online_own", "online"))
-    assert isinstance(own, Online) and isinstance(covered, Online)
-    assert (own.coverage.share, covered.coverage.share) == (0.0, 0.5)
-    assert replace(own, coverage=covered.coverage) == covered
+    alone, covered = (control(configs[name]).learning for name in ("online_own", "online"))
+    assert isinstance(alone, Online) and isinstance(covered, Online)
+    assert (alone.coverage.share, covered.coverage.share) == (0.0, 0.5)
+    assert replace(alone, coverage=covered.coverage) == covered
 
 
 def test_what_is_prompted_was_trained_as_long_as_all_experts(configs: dict[str, RunConfig]) -> None:
