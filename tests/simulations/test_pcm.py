@@ -98,7 +98,7 @@ def test_pcm_arms_differ_in_what_their_names_say(configs: dict[str, RunConfig]) 
     assert isinstance(control(constant).control, ConstantSpec)
     assert replace(control(constant), control=control(federated).control) == control(federated)
     assert (constant.federation, constant.partition) == (federated.federation, federated.partition)
-    # One client computes as many gradients of pairs a round as all clients of a round together: in large steps, or many.
+    # One client computes as many gradients of pairs a round as all clients of a round together.
     own = control(federated)
     size = federated.federation.sampler.size  # type: ignore[attr-defined]
     central, small = control(configs["central"]), control(configs["central_small"])
