@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -9,8 +10,12 @@ BASE, EXPERTS = "{base}", "{experts}"
 """What stands for the folders of the base model and of a seed's experts in overrides."""
 SEEDS = (0, 1, 2)
 SIDES = ("praise", "criticism", "plain", "ornate", "long", "short")
+_DIMENSIONS = (("praise", "criticism"), ("plain", "ornate"), ("long", "short"))
 HELD_OUT = ("praise, ornate, short", "criticism, plain, long")
 """Combinations that no client states in training; those of the data's configuration."""
+
+STATED = tuple(each for each in map(", ".join, itertools.product(*_DIMENSIONS)) if each not in HELD_OUT)
+"""Combinations that somebody states in training."""
 
 _COMMON = (
     f"model.model={BASE}",
@@ -102,7 +107,17 @@ ARMS: tuple[Arm, ...] = (
         "PCM, token by token, one client with everything, ten times as many steps of 8 pairs",
         ("method=pcm", *_LOADED, *_ONE, *_LEARNT, "method.merging.local.steps=80"),
     ),
-    Arm("online", "PCM, federated, REBEL, half of the prompts covered", ("method=pcm", *_LOADED, *_USERS, *_ONLINE)),
+    Arm(
+        "online",
+        "PCM, federated, REBEL, half of the prompts covered",
+        (
+            "method=pcm",
+            *_LOADED,
+            *_USERS,
+            *_ONLINE,
+            f"method.merging.learning.coverage.statements=[{','.join(repr(each) for each in STATED)}]",
+        ),
+    ),
     Arm(
         "online_own",
         "PCM, federated, REBEL, own preferences alone",
