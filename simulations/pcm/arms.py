@@ -124,7 +124,7 @@ ARMS: tuple[Arm, ...] = (
         ("method=pcm", *_LOADED, *_USERS, *_ONLINE, "method.merging.learning.coverage.share=0"),
     ),
 )
-MAIN = tuple(arm.name for arm in ARMS if not arm.name.startswith("online"))
+MAIN = tuple(arm.name for arm in ARMS if arm.name not in ("central_small", "online", "online_own"))
 
 
 def overrides(arm: Arm, folders: Mapping[str, str]) -> tuple[str, ...]:
