@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -64,19 +65,18 @@ class RunningTotal:
         self._scalars: dict[str, float] = {}
 
     def add(self, contribution: Contribution) -> None:
-        """Add one contribution.
+        """Add one contribution, or nothing of it.
 
         Raises
         ------
         ValueError
             If a tensor's shape differs from that of the same name so far.
         """
+        check_shapes(contribution.tensors, self._tensors)
         for name, tensor in contribution.tensors.items():
             known = self._tensors.get(name)
             if known is None:
                 self._tensors[name] = tensor.detach().to(torch.float64, copy=True)
-            elif known.shape != tensor.shape:
-                raise ValueError(f"{name}: shape {tuple(tensor.shape)} does not add to {tuple(known.shape)}")
             else:
                 known.add_(tensor.detach())
         for name, value in contribution.scalars.items():
@@ -85,6 +85,67 @@ class RunningTotal:
     def value(self) -> Contribution:
         """Return the total so far; the running total must not be used afterwards."""
         return Contribution(self._tensors, self._scalars)
+
+
+class UnorderedTotal:
+    """Adds contributions one by one in whatever order they come, to the same bits.
+
+    Every number is kept with what its additions rounded off (Knuth's two-sum), in twice the digits of float64; orders
+    then differ below the last bit of what :meth:`value` returns.
+    """
+
+    def __init__(self) -> None:
+        self._high = RunningTotal()
+        self._low = RunningTotal()
+
+    def add(self, contribution: Contribution) -> None:
+        """Add one contribution, or nothing of it.
+
+        Raises
+        ------
+        ValueError
+            If a tensor's shape differs from that of the same name so far.
+        """
+        before = self._high.value()
+        check_shapes(contribution.tensors, before.tensors)
+        # A first term is exact.
+        added = {name: t.detach().double() for name, t in contribution.tensors.items() if name in before.tensors}
+        lost_tensors = {name: _rounded_off(before.tensors[name], tensor) for name, tensor in added.items()}
+        lost_scalars = {
+            name: _rounded_off(before.scalars[name], value)
+            for name, value in contribution.scalars.items()
+            if name in before.scalars
+        }
+        self._high.add(contribution)
+        self._low.add(Contribution(lost_tensors, lost_scalars))
+
+    def value(self) -> Contribution:
+        """Return the total so far; the total must not be used afterwards."""
+        self._high.add(self._low.value())
+        return self._high.value()
+
+
+def check_shapes(tensors: Mapping[str, Tensor], known: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that do not add to those of the same names.
+
+    Raises
+    ------
+    ValueError
+        Naming the first.
+    """
+    for name, tensor in tensors.items():
+        if name in known and known[name].shape != tensor.shape:
+            raise ValueError(f"{name}: shape {tuple(tensor.shape)} does not add to {tuple(known[name].shape)}")
+
+
+Number = TypeVar("Number", Tensor, float)
+
+
+def _rounded_off(one: Number, other: Number) -> Number:
+    """Return what float64 loses of ``one + other``."""
+    rounded = one + other
+    taken = rounded - one
+    return (one - (rounded - taken)) + (other - taken)
 
 
 def total(contributions: Iterable[Contribution]) -> Contribution:

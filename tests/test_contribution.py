@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedalign.contribution import Contribution, mean_delta, total, weighted_delta
+from fedalign.contribution import Contribution, RunningTotal, UnorderedTotal, mean_delta, total, weighted_delta
 
 SEEDS = st.integers(0, 10_000)
 
@@ -112,3 +112,40 @@ def test_only_deltas_are_averaged() -> None:
 def test_a_round_without_weight_is_an_error(scalars: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must be positive"):
         mean_delta(Contribution({"delta/w": torch.ones(1)}, scalars))
+
+
+FLOATS = st.floats(-1e18, 1e18, allow_subnormal=False)
+
+
+@given(values=st.lists(st.tuples(FLOATS, FLOATS), min_size=1, max_size=8), data=st.data())
+def test_in_any_order_contributions_have_the_same_total_the_correctly_rounded_one(
+    values: list[tuple[float, float]], data: st.DataObject
+) -> None:
+    shuffled = data.draw(st.permutations(values))
+    running = UnorderedTotal()
+    for tensor, scalar in shuffled:
+        running.add(Contribution({"x": torch.tensor([tensor], dtype=torch.float64)}, {"n": scalar}))
+    summed = running.value()
+    # Twice the digits of float64 hold numbers of this range to 1e-13; math.fsum is exact.
+    assert float(summed.tensors["x"]) == pytest.approx(math.fsum(tensor for tensor, _ in values), rel=1e-15, abs=1e-12)
+    assert summed.scalars["n"] == pytest.approx(math.fsum(scalar for _, scalar in values), rel=1e-15, abs=1e-12)
+
+
+def test_large_terms_that_cancel_leave_the_small_ones_whatever_the_order() -> None:
+    terms = [1e16, 3.0, -1e16, 5.0]
+    for turn in range(4):
+        running = UnorderedTotal()
+        for value in [*terms[turn:], *terms[:turn]]:
+            running.add(Contribution({"x": torch.tensor([value], dtype=torch.float64)}, {"n": value}))
+        assert running.value() == Contribution({"x": torch.tensor([8.0], dtype=torch.float64)}, {"n": 8.0})
+
+
+@pytest.mark.parametrize("kind", [RunningTotal, UnorderedTotal])
+def test_a_contribution_that_does_not_fit_is_added_in_no_part(kind: type[RunningTotal | UnorderedTotal]) -> None:
+    running = kind()
+    running.add(Contribution({"a": torch.ones(2), "b": torch.ones(2)}, {"n": 1.0}))
+    with pytest.raises(ValueError, match=r"b: shape \(3,\) does not add to \(2,\)"):
+        running.add(Contribution({"a": torch.ones(2), "b": torch.ones(3)}, {"n": 1.0}))
+    summed = running.value()
+    assert [tensor.tolist() for tensor in summed.tensors.values()] == [[1, 1], [1, 1]]
+    assert summed.scalars == {"n": 1.0}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,11 +14,12 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.app.metadata import Metadata
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
-from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp import ServerApp
 from pydantic import Field
 
 from fedalign.engines.base import Engine
 from fedalign.federation.client_app import make_client_app
+from fedalign.federation.exchange import StreamingGrid
 from fedalign.federation.site import OpenSite
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ _SERVER_NODE, _CLIENT_NODE = 0, 1
 _TTL_SECONDS = 43_200.0
 
 
-class InProcessGrid(Grid):
+class InProcessGrid(StreamingGrid):
     """Delivers each message by calling the ClientApp; nothing is serialised and nothing waits.
 
     Parameters
@@ -94,9 +95,10 @@ class InProcessGrid(Grid):
         """Return the replies to messages; each is handed out once."""
         return [self._replies.pop(number) for number in message_ids if number in self._replies]
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Deliver messages one after another and return the replies; ``timeout`` cannot pass here."""
-        return self.pull_messages(self.push_messages(messages))
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+        """Deliver messages one after another and yield the replies; ``timeout`` cannot pass here."""
+        for message in messages:
+            yield self._deliver(message)
 
     def _deliver(self, message: Message) -> Message:
         context = self.contexts[message.metadata.dst_node_id]

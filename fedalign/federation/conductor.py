@@ -19,14 +19,16 @@ from fedalign.errors import RunFailed
 from fedalign.federation.checkpoint import BEST, NEWEST, Checkpoint
 from fedalign.federation.custody import Custody, NoCustody
 from fedalign.federation.directory import ClientDirectory, discover
+from fedalign.federation.exchange import exchange
 from fedalign.federation.metric_values import means_by_group, means_of_all
 from fedalign.federation.node_memories import NodeMemories
 from fedalign.federation.observer import Observer, PhasePlan, RoundReport
 from fedalign.federation.records import decode_tensors, encode_tensors
+from fedalign.federation.replies import Tally
 from fedalign.federation.sampling import Sampler
 from fedalign.federation.secure.coordinator import SecureSumAborted
 from fedalign.federation.server_optimizer import ServerOptimizerSpec
-from fedalign.federation.strategy import SumStrategy, Tally
+from fedalign.federation.strategy import SumStrategy
 from fedalign.methods.base import Phase
 from fedalign.metrics.record import Metric, MetricSum, Scope
 from fedalign.rng import Streams
@@ -225,7 +227,7 @@ class Conductor:
         arrays = encode_tensors(state)
         messages = strategy.configure_train(number, arrays, ConfigRecord(), self.grid)
         try:
-            replies = self._layered.send_and_receive(messages, timeout=self.job.federation.round_timeout)
+            replies = exchange(self._layered, messages, self.job.federation.round_timeout)
             updated, _ = strategy.aggregate_train(number, replies)
             if strategy.tally.asked and not strategy.tally.updates:
                 reasons = strategy.tally.reasons or ["no reply in time"]
@@ -243,7 +245,7 @@ class Conductor:
         metrics = self._finish(strategy, strategy.train_sums, {}, "train", number)
         facts = {
             "cohort": tally.asked, "clients_failed": tally.failed, "train_seconds": seconds,
-            "down_bytes": tally.received_bytes, "up_bytes": tally.sent_bytes,
+            "down_bytes": tally.received_bytes, "up_bytes": tally.sent_bytes, "retries": tally.retries,
         }  # fmt: skip
         name = strategy.phase.name
         metrics += [Metric(name, number, "server", None, key, float(value), 1.0) for key, value in facts.items()]
@@ -259,7 +261,7 @@ class Conductor:
         arrays = encode_tensors(state)
         messages = strategy.configure_evaluate(number, arrays, ConfigRecord(), self.grid)
         try:
-            replies = self._layered.send_and_receive(messages, timeout=self.job.federation.round_timeout)
+            replies = exchange(self._layered, messages, self.job.federation.round_timeout)
             strategy.aggregate_evaluate(number, replies)
         except SecureSumAborted as error:
             _log.warning("evaluation after round %d of phase %s is given up: %s", number, strategy.phase.name, error)

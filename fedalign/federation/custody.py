@@ -151,6 +151,8 @@ class NoCustody(Custody):
         template = phase.template(state)
         if template is not None:
             template.check(contribution)
+        else:
+            check_finite(contribution)
 
     @property
     def releases_always(self) -> bool:

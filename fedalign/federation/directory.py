@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 
 from fedalign.data.federated import ClientInfo, Role
 from fedalign.errors import RunFailed, UserError
+from fedalign.federation.exchange import exchange
 from fedalign.federation.messages import DESCRIBE, INSTRUCTION, REPORT, Instruction
 from fedalign.federation.sampling import Sampler
 from fedalign.methods.base import Phase
@@ -122,7 +123,7 @@ def discover(grid: Grid, config: str, expected: int, timeout: float) -> ClientDi
     nodes = wait_for_nodes(grid, expected, timeout)
     content = RecordDict({INSTRUCTION: Instruction(config).to_record()})
     messages = [grid.create_message(content, DESCRIBE, node, "describe") for node in nodes]
-    replies = list(grid.send_and_receive(messages, timeout=timeout))
+    replies = list(exchange(grid, messages, timeout))
     node_of: dict[str, int] = {}
     clients: list[ClientInfo] = []
     for reply in replies:

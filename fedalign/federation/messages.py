@@ -84,12 +84,15 @@ class NodeReport:
     sent_bytes : int
         Size of the contributions one by one, as if every client had sent its own.
     failures : tuple of (client, reason)
+    retries : int
+        How often the work was given to a worker anew, after one had died.
     """
 
     clients: tuple[str, ...]
     seconds: float
     sent_bytes: int
     failures: tuple[tuple[str, str], ...] = ()
+    retries: int = 0
 
     def to_record(self) -> ConfigRecord:
         """Return the record that travels."""
@@ -108,6 +111,7 @@ class NodeReport:
             fields = json.loads(str(content.config_records[REPORT]["json"]))
             failures = tuple((str(client), str(reason)) for client, reason in fields["failures"])
             clients = tuple(str(client) for client in fields["clients"])
-            return NodeReport(clients, float(fields["seconds"]), int(fields["sent_bytes"]), failures)
+            numbers = float(fields["seconds"]), int(fields["sent_bytes"])
+            return NodeReport(clients, *numbers, failures, int(fields["retries"]))
         except (KeyError, TypeError, OverflowError) as error:
             raise ValueError(f"the reply holds no report: {error!r}") from error

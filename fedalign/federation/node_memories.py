@@ -9,6 +9,7 @@ from flwr.serverapp import Grid
 
 from fedalign.errors import RunFailed
 from fedalign.federation.checkpoint import Checkpoint
+from fedalign.federation.exchange import exchange
 from fedalign.federation.messages import INSTRUCTION, REPORT, RESTORE, SAVE, Instruction
 
 _log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class NodeMemories:
         content = RecordDict({INSTRUCTION: Instruction(self._config, phase, number).to_record()})
         nodes = sorted(self._grid.get_node_ids())
         messages = [self._grid.create_message(content, what, node, f"{phase}-{number}") for node in nodes]
-        replies = list(self._grid.send_and_receive(messages, timeout=self._timeout))
+        replies = list(exchange(self._grid, messages, self._timeout))
         broken = [str(reply.error.reason) for reply in replies if reply.has_error()]
         if broken:
             raise RunFailed(f"{what} failed on {len(broken)} nodes; the first said: {broken[0].strip()}")

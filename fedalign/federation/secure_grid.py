@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedalign.contribution import Contribution
+from fedalign.federation.exchange import StreamingGrid, exchange
 from fedalign.federation.messages import EVALUATE, INSTRUCTION, REPORT, STATE, TRAIN, Instruction, NodeReport
 from fedalign.federation.records import encode_contribution
 from fedalign.federation.secure.coordinator import Coordinator
@@ -38,7 +39,7 @@ Letters = Mapping[str, Mapping[str, Any]]
 Take = Callable[[str, dict[str, Any]], None]
 
 
-class SecureSumGrid(Grid):
+class SecureSumGrid(StreamingGrid):
     """Passes messages on, but for training and evaluation: their replies are added up under masks.
 
     Parameters
@@ -79,8 +80,8 @@ class SecureSumGrid(Grid):
         """Return replies to messages that were pushed."""
         return self._grid.pull_messages(message_ids)
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Return the replies; to training and evaluation there is one, which holds the sum and who is in it.
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+        """Yield the replies; to training and evaluation there is one, which holds the sum and who is in it.
 
         Raises
         ------
@@ -89,14 +90,15 @@ class SecureSumGrid(Grid):
         """
         given = list(messages)
         if not given or given[0].metadata.message_type not in (TRAIN, EVALUATE):
-            return self._grid.send_and_receive(given, timeout=timeout)
-        exchange = SecureExchange(self._grid, self._code, given, timeout)
-        words, order = exchange.run(), exchange.instruction
+            yield from self._grid.send_and_receive(given, timeout=timeout)
+            return
+        secure = SecureExchange(self._grid, self._code, given, timeout)
+        words, order = secure.run(), secure.instruction
         vector = self._code.decode(words, order.terms, public_streams(self._seed, order))
         content = encode_contribution(Contribution({SUM: torch.from_numpy(vector)}))
-        content[REPORT] = exchange.report.to_record()
+        content[REPORT] = secure.report.to_record()
         about = given[0].metadata
-        return [self._grid.create_message(content, about.message_type, about.dst_node_id, about.group_id)]
+        yield self._grid.create_message(content, about.message_type, about.dst_node_id, about.group_id)
 
 
 class SecureExchange:
@@ -186,7 +188,7 @@ class SecureExchange:
                 self._fail(f"node {reply.metadata.src_node_id}", str(error))
         order = {client: place for place, client in enumerate(self._node)}
         clients = tuple(sorted(set(done) - set(self._coordinator.refused), key=order.__getitem__))
-        self.report = NodeReport(clients, seconds, sent, self.report.failures)
+        self.report = replace(self.report, clients=clients, seconds=seconds, sent_bytes=sent)
 
     def _send(self, kind: str, letters: Letters, content: Callable[[int], RecordDict]) -> Iterable[Message]:
         grouped: dict[int, dict[str, Mapping[str, Any]]] = {}
@@ -199,7 +201,7 @@ class SecureExchange:
             records = content(node)
             records[INSTRUCTION], records[LETTERS] = told.to_record(), write_letters(own)
             messages.append(self._grid.create_message(records, kind, node, str(order.round)))
-        return self._grid.send_and_receive(messages, timeout=self._timeout)
+        return exchange(self._grid, messages, self._timeout)
 
     def _answers(self, reply: Message) -> dict[str, dict[str, Any]]:
         if reply.has_error():
@@ -221,6 +223,7 @@ class SecureExchange:
             return NodeReport((), 0.0, 0)
         for client, reason in told.failures:
             self._fail(client, reason)
+        self.report = replace(self.report, retries=self.report.retries + told.retries)
         return told
 
     def _try(self, client: str, take: Take, fields: dict[str, Any]) -> None:
@@ -230,7 +233,4 @@ class SecureExchange:
             self._fail(client, str(error))
 
     def _fail(self, client: str, reason: str) -> None:
-        report = self.report
-        self.report = NodeReport(
-            report.clients, report.seconds, report.sent_bytes, (*report.failures, (client, reason))
-        )
+        self.report = replace(self.report, failures=(*self.report.failures, (client, reason)))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -13,12 +12,12 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from fedalign.contribution import Contribution, State, total
-from fedalign.errors import RunFailed
+from fedalign.contribution import Contribution, State, UnorderedTotal
 from fedalign.federation.custody import Custody, NoCustody
 from fedalign.federation.directory import ClientDirectory
 from fedalign.federation.messages import EVALUATE, INSTRUCTION, STATE, TRAIN, Instruction, NodeReport, Terms
-from fedalign.federation.records import decode_contribution, decode_tensors, encode_tensors, payload_bytes
+from fedalign.federation.records import decode_tensors, encode_tensors, payload_bytes
+from fedalign.federation.replies import Inspect, ReplyReader, Tally
 from fedalign.federation.sampling import Sampler
 from fedalign.federation.server_optimizer import Stepper
 from fedalign.methods.base import Needs, Participation, Phase
@@ -26,40 +25,6 @@ from fedalign.metrics.record import MetricSum, decode
 from fedalign.rng import Streams
 
 _log = logging.getLogger(__name__)
-
-Inspect = Callable[[int, Contribution], None]
-"""Refuses, by a ValueError, the sum of a number of clients' contributions."""
-
-
-@dataclass
-class Tally:
-    """What one exchange with the clients amounted to.
-
-    Parameters
-    ----------
-    asked, updates : int
-        Clients that were asked, and that contributed.
-    seconds : float
-        Time spent in the phase's code, summed over clients.
-    sent_bytes : int
-        Size of the contributions, client by client.
-    received_bytes : int
-        Size of the states that went out, client by client.
-    reasons : list of str
-        Why clients did not contribute, where they said.
-    """
-
-    asked: int = 0
-    updates: int = 0
-    seconds: float = 0.0
-    sent_bytes: int = 0
-    received_bytes: int = 0
-    reasons: list[str] = field(default_factory=list)
-
-    @property
-    def failed(self) -> int:
-        """Clients that were asked and gave nothing."""
-        return self.asked - self.updates
 
 
 class SumStrategy(Strategy):
@@ -145,14 +110,27 @@ class SumStrategy(Strategy):
         """
         state, told = decode_tensors(self._arrays), self._travels(self._arrays)
         inspect = functools.partial(self.custody.inspect, self.phase, told, self._terms)
-        what = f"round {server_round} of phase {self.phase.name}"
-        contributions = self._read(replies, what, inspect, self.custody.releases_always)
+        reader = self._reader(f"round {server_round} of phase {self.phase.name}", inspect)
         self.train_sums = []
-        if not contributions and not self.custody.releases_always:
-            return self._arrays, None
-        summed = self.custody.release(self.phase, told, server_round, self.cohort(server_round), total(contributions))
+        running = UnorderedTotal()
+        single: dict[str, Contribution] = {}
+
+        def take(report: NodeReport, contribution: Contribution) -> None:
+            running.add(contribution)
+            if self.phase.needs is Needs.INDIVIDUAL:
+                single[report.clients[0]] = contribution
+
+        reader.read(replies, take)
+        if not self.custody.releases_always:
+            reader.check_answered()
+            if not self.tally.updates:
+                return self._arrays, None
+        cohort = self.cohort(server_round)
+        summed = self.custody.release(self.phase, told, server_round, cohort, running.value())
         if self.phase.needs is Needs.INDIVIDUAL:
-            state = self.phase.update_each(state, contributions, self.optimizer)
+            # In the order of the clients, whatever node they came from and when.
+            replies_of_all = [single[client] for client in cohort if client in single]
+            state = self.phase.update_each(state, replies_of_all, self.optimizer)
         else:
             state = self.phase.update(state, summed, self.optimizer)
         self.train_sums = decode(summed.scalars)
@@ -179,12 +157,15 @@ class SumStrategy(Strategy):
         RunFailed
             If no client answered.
         """
-        what = f"evaluation of phase {self.phase.name}, round {server_round}"
-        contributions = self._read(replies, what, self.custody.inspect_metrics)
+        name = self.phase.name
+        reader = self._reader(f"evaluation of phase {name}, round {server_round}", self.custody.inspect_metrics)
+        running = UnorderedTotal()
+        reader.read(replies, lambda _, contribution: running.add(contribution))
         self.evaluation_sums, self.evaluation_tensors = [], {}
         if not self.tally.asked:
             return None
-        summed = self.custody.release_metrics(self.phase, server_round, total(contributions))
+        reader.check_answered()
+        summed = self.custody.release_metrics(self.phase, server_round, running.value())
         self.evaluation_sums, self.evaluation_tensors = decode(summed.scalars), summed.tensors
         return _record(self.evaluation_sums)
 
@@ -219,60 +200,9 @@ class SumStrategy(Strategy):
             messages.append(grid.create_message(content, kind, node, str(server_round)))
         return messages
 
-    def _read(
-        self, replies: Iterable[Message], what: str, inspect: Inspect, may_be_empty: bool = False
-    ) -> list[Contribution]:
-        """Return the contributions in the order of their clients, whatever node they came from and when.
-
-        One that may not be added is left out, and its clients count as failed. That all have failed ends a run, but
-        not where noise is to hide who was there.
-        """
-        clients = [*self.directory.training, *self.directory.unseen]
-        order = {client: place for place, client in enumerate(clients)}
-        good = []
-        for reply in replies:
-            if reply.has_error():
-                self.tally.reasons.append(str(reply.error.reason))
-                continue
-            try:
-                report = self._report_of(reply)
-            except ValueError as error:
-                self.tally.reasons.append(f"node {reply.metadata.src_node_id}: {error}")
-                continue
-            self.tally.seconds += report.seconds
-            self.tally.sent_bytes += report.sent_bytes
-            self.tally.reasons.extend(f"{client}: {reason}" for client, reason in report.failures)
-            if not report.clients:
-                continue
-            try:
-                contribution = decode_contribution(reply.content)
-                inspect(len(report.clients), contribution)
-            except ValueError as error:
-                self.tally.reasons.append(f"{', '.join(report.clients)}: {error}")
-                continue
-            self.tally.updates += len(report.clients)
-            good.append((order[report.clients[0]], contribution))
-        if self.tally.asked and not good and not may_be_empty:
-            reason = self.tally.reasons[0].strip() if self.tally.reasons else "no reply in time"
-            raise RunFailed(f"every client failed in {what}; the first said: {reason}")
-        for reason in self.tally.reasons:
-            _log.warning("%s: %s", what, reason)
-        return [contribution for _, contribution in sorted(good, key=lambda pair: pair[0])]
-
-    def _report_of(self, reply: Message) -> NodeReport:
-        """Return what a node says of its work; it may speak only for clients that it was asked for, once each.
-
-        A node that spoke for more could add more, since what a sum may be grows with the clients in it.
-        """
-        report, node = NodeReport.of(reply.content), reply.metadata.src_node_id
-        nodes = self.directory.node_of
-        # Replies that a layer under the strategy has made of several come from no node.
-        single = node in nodes.values()
-        strange = [c for c in report.clients if c not in self._asked or (single and nodes[c] != node)]
-        if strange or len(set(report.clients)) < len(report.clients):
-            wrong = ", ".join(strange or report.clients)
-            raise ValueError(f"it answers for clients that it was not asked for: {wrong}")
-        return report
+    def _reader(self, what: str, inspect: Inspect) -> ReplyReader:
+        """Return what reads the replies of the exchange that was begun last."""
+        return ReplyReader(what, self._asked, self.directory.node_of, self.tally, inspect)
 
 
 def _record(sums: Sequence[MetricSum]) -> MetricRecord:

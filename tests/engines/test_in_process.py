@@ -87,7 +87,7 @@ def test_ctrl_c_is_no_reply() -> None:
 
     grid = InProcessGrid(app, {7: node(7)})
     with pytest.raises(KeyboardInterrupt):
-        grid.send_and_receive([order(grid, 7)])
+        list(grid.send_and_receive([order(grid, 7)]))
 
 
 def test_the_nodes_are_those_it_was_made_with(grid: InProcessGrid) -> None:

@@ -21,6 +21,7 @@ from fedalign.federation.client_app import make_client_app
 from fedalign.federation.conductor import Conductor, Federation, Job, Outcome
 from fedalign.federation.custodian import Custodian
 from fedalign.federation.directory import ClientDirectory
+from fedalign.federation.exchange import StreamingGrid
 from fedalign.federation.exposure import exposure_of
 from fedalign.federation.observer import PhasePlan, RoundReport
 from fedalign.federation.sampling import FractionSampler, Sampler
@@ -251,7 +252,7 @@ def killed_at(number: int, what: str = "release") -> Callable[..., Any]:
     return dies
 
 
-class Lossy(Grid):
+class Lossy(StreamingGrid):
     """Delivers through another grid, and loses what ``loses`` says; keeps every reply that got through."""
 
     def __init__(self, grid: Grid, loses: Callable[[Message], bool] = lambda message: False) -> None:

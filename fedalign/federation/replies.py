@@ -1,0 +1,142 @@
+"""Reading the replies of one exchange, one by one: who answered, what may be added, and what went wrong."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from flwr.app import Message
+
+from fedalign.contribution import Contribution
+from fedalign.errors import RunFailed
+from fedalign.federation.messages import NodeReport
+from fedalign.federation.records import decode_contribution
+
+_log = logging.getLogger(__name__)
+
+Inspect = Callable[[int, Contribution], None]
+"""Refuses, by a ValueError, the sum of a number of clients' contributions."""
+
+Take = Callable[[NodeReport, Contribution], None]
+"""Adds a contribution, with the report of those that it is of, or refuses it by a ValueError."""
+
+
+@dataclass
+class Tally:
+    """What one exchange with the clients amounted to.
+
+    Parameters
+    ----------
+    asked, updates : int
+        Clients that were asked, and that contributed.
+    seconds : float
+        Time spent in the phase's code, summed over clients.
+    sent_bytes : int
+        Size of the contributions, client by client.
+    received_bytes : int
+        Size of the states that went out, client by client.
+    retries : int
+        How often work was given to a worker anew, after one had died.
+    reasons : list of str
+        Why clients did not contribute, where they said.
+    """
+
+    asked: int = 0
+    updates: int = 0
+    seconds: float = 0.0
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    retries: int = 0
+    reasons: list[str] = field(default_factory=list)
+
+    @property
+    def failed(self) -> int:
+        """Clients that were asked and gave nothing."""
+        return self.asked - self.updates
+
+
+class ReplyReader:
+    """Reads what may be added out of the replies to one exchange, and keeps its tally.
+
+    Parameters
+    ----------
+    what : str
+        The exchange, as messages name it.
+    asked : set of str
+        The clients that were asked.
+    node_of : mapping from client to node id
+    tally : Tally
+        Is added to.
+    inspect : callable
+        Refuses what may not be added.
+    """
+
+    def __init__(
+        self, what: str, asked: frozenset[str], node_of: Mapping[str, int], tally: Tally, inspect: Inspect
+    ) -> None:
+        self._what, self._asked, self._node_of, self._tally = what, asked, node_of, tally
+        self._inspect = inspect
+        self._nodes = frozenset(node_of.values())
+        self._heard: set[str] = set()
+
+    def read(self, replies: Iterable[Message], take: Take) -> None:
+        """Give each contribution that may be added to ``take``; of one that may not, the clients count as failed."""
+        for reply in replies:
+            self._read(reply, take)
+        for reason in self._tally.reasons:
+            _log.warning("%s: %s", self._what, reason)
+
+    def check_answered(self) -> None:
+        """Refuse an exchange that somebody was asked in and nobody answered.
+
+        Raises
+        ------
+        RunFailed
+            With the first reason.
+        """
+        if self._tally.asked and not self._tally.updates:
+            reason = self._tally.reasons[0].strip() if self._tally.reasons else "no reply in time"
+            raise RunFailed(f"every client failed in {self._what}; the first said: {reason}")
+
+    def _read(self, reply: Message, take: Take) -> None:
+        tally = self._tally
+        if reply.has_error():
+            tally.reasons.append(str(reply.error.reason))
+            return
+        try:
+            report = self._report_of(reply)
+        except ValueError as error:
+            tally.reasons.append(f"node {reply.metadata.src_node_id}: {error}")
+            return
+        tally.seconds += report.seconds
+        tally.sent_bytes += report.sent_bytes
+        tally.retries += report.retries
+        tally.reasons.extend(f"{client}: {reason}" for client, reason in report.failures)
+        if not report.clients:
+            return
+        try:
+            contribution = decode_contribution(reply.content)
+            self._inspect(len(report.clients), contribution)
+            take(report, contribution)
+        except ValueError as error:
+            tally.reasons.append(f"{', '.join(report.clients)}: {error}")
+            return
+        self._heard.update(report.clients)
+        tally.updates += len(report.clients)
+
+    def _report_of(self, reply: Message) -> NodeReport:
+        """Return what a node says of its work; it may speak only for clients that it was asked for, once each.
+
+        A node that spoke for more could add more, since what a sum may be grows with the clients in it.
+        """
+        report, node = NodeReport.of(reply.content), reply.metadata.src_node_id
+        # Replies that a layer under the strategy has made of several come from no node.
+        single = node in self._nodes
+        strange = [c for c in report.clients if c not in self._asked or (single and self._node_of[c] != node)]
+        if strange:
+            raise ValueError(f"it answers for clients that it was not asked for: {', '.join(strange)}")
+        again = sorted(self._heard.intersection(report.clients))
+        if again or len(set(report.clients)) < len(report.clients):
+            raise ValueError(f"it answers twice for the same clients: {', '.join(again or report.clients)}")
+        return report
