@@ -73,12 +73,15 @@ class RunningTotal:
             If a tensor's shape differs from that of the same name so far.
         """
         check_shapes(contribution.tensors, self._tensors)
+        known, added = [], []
         for name, tensor in contribution.tensors.items():
-            known = self._tensors.get(name)
-            if known is None:
-                self._tensors[name] = tensor.detach().to(torch.float64, copy=True)
+            if name in self._tensors:
+                known.append(self._tensors[name])
+                added.append(tensor.detach())
             else:
-                known.add_(tensor.detach())
+                self._tensors[name] = tensor.detach().to(torch.float64, copy=True)
+        if known:
+            torch._foreach_add_(known, added)
         for name, value in contribution.scalars.items():
             self._scalars[name] = self._scalars.get(name, 0.0) + value
 
@@ -166,8 +169,19 @@ def weighted_delta(before: Mapping[str, Tensor], after: Mapping[str, Tensor], we
     weight : float
         The client's weight in the mean; positive.
     """
-    tensors = {DELTA + name: (after[name].detach() - before[name]).mul_(weight) for name in after}
-    return Contribution(tensors, {WEIGHT: weight})
+    if not after:
+        return Contribution({}, {WEIGHT: weight})
+    deltas = torch._foreach_sub([after[name].detach() for name in after], [before[name] for name in after])
+    torch._foreach_mul_(deltas, weight)
+    return Contribution(dict(zip([DELTA + name for name in after], deltas, strict=True)), {WEIGHT: weight})
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Return whether no element is NaN or infinite.
+
+    One sum tells, unless finite elements add up to more than their type can hold: then all are looked at.
+    """
+    return math.isfinite(tensor.sum()) or bool(torch.isfinite(tensor).all())
 
 
 def mean_delta(contribution: Contribution) -> State:

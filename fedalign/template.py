@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fedalign.contribution import DELTA, WEIGHT, Contribution, State
+from fedalign.contribution import DELTA, WEIGHT, Contribution, State, is_finite
 
 Vector = npt.NDArray[np.float64]
 
@@ -57,7 +57,7 @@ class Template:
                 raise ValueError(f"{name}: no such sum in this phase")
             if tuple(tensor.shape) != tuple(self.tensors[name]):
                 raise ValueError(f"{name}: shape {tuple(tensor.shape)}, not {tuple(self.tensors[name])}")
-            if not bool(torch.isfinite(tensor).all()):
+            if not is_finite(tensor):
                 raise ValueError(f"{name}: holds NaN or Inf")
         for name, value in contribution.scalars.items():
             if not math.isfinite(value):

@@ -10,7 +10,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedalign.contribution import Contribution, RunningTotal, UnorderedTotal, mean_delta, total, weighted_delta
+from fedalign.contribution import (
+    Contribution,
+    RunningTotal,
+    UnorderedTotal,
+    is_finite,
+    mean_delta,
+    total,
+    weighted_delta,
+)
 
 SEEDS = st.integers(0, 10_000)
 
@@ -149,3 +157,19 @@ def test_a_contribution_that_does_not_fit_is_added_in_no_part(kind: type[Running
     summed = running.value()
     assert [tensor.tolist() for tensor in summed.tensors.values()] == [[1, 1], [1, 1]]
     assert summed.scalars == {"n": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("values", "finite"),
+    [
+        ([1.0, -2.0], True),
+        ([3e38, 3e38], True),  # their sum is more than float32 holds
+        ([3e38, 3e38, -3e38, -3e38], True),
+        ([1.0, math.inf], False),
+        ([math.inf, -math.inf], False),
+        ([math.nan, 1.0], False),
+        ([], True),
+    ],
+)
+def test_finite_means_every_element(values: list[float], finite: bool) -> None:
+    assert is_finite(torch.tensor(values)) is finite

@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from flwr.serverapp import Grid
 
-from fedalign.contribution import Contribution, State
+from fedalign.contribution import Contribution, State, is_finite
 from fedalign.federation.directory import ClientDirectory
 from fedalign.federation.messages import Terms
 from fedalign.methods.base import Phase
@@ -224,5 +223,5 @@ def check_finite(contribution: Contribution) -> None:
         if not math.isfinite(value):
             raise ValueError(f"{name}: is {value}")
     for name, tensor in contribution.tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
+        if not is_finite(tensor):
             raise ValueError(f"{name}: holds NaN or Inf")

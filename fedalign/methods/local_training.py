@@ -84,9 +84,12 @@ def trainable(network: nn.Module) -> dict[str, nn.Parameter]:
 
 def load_parameters(network: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Copy a state's tensors into the network's parameters of the same names."""
+    _assign(trainable(network), state)
+
+
+def _assign(parameters: Mapping[str, nn.Parameter], state: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
-        for name, parameter in trainable(network).items():
-            parameter.copy_(state[name])
+        torch._foreach_copy_(list(parameters.values()), [state[name] for name in parameters])
 
 
 def train(
@@ -236,8 +239,9 @@ def _descend(
     personal: Sequence[nn.Parameter] = (),
 ) -> torch.optim.Optimizer:
     """Take the steps along what ``gradients(step)`` writes, from ``state``; return the optimiser with its moments."""
-    load_parameters(network, state)
-    optimizer = settings.build_optimizer([*trainable(network).values(), *personal])
+    own = trainable(network)
+    _assign(own, state)
+    optimizer = settings.build_optimizer([*own.values(), *personal])
     if settings.optimizer_state == "persist":
         _recall(optimizer, network, memory)
     for step in range(settings.steps):
