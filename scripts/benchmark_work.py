@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,14 +18,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedalign.config import parse, resolve
 from fedalign.contribution import Contribution, State, weighted_delta
 from fedalign.data.federated import ClientInfo, FederatedData, Role
+from fedalign.federation.conductor import Job
+from fedalign.federation.observer import Observer
 from fedalign.federation.sampling import Sampler
 from fedalign.federation.site import Site
 from fedalign.methods.base import Artefacts, Memory, Phase
 from fedalign.methods.local_training import LocalTraining, train
 from fedalign.privacy.scheme import Sampling, Scheme
 from fedalign.rng import Streams
+from scripts.benchmark_task import Federation
 
 FEATURES, CLASSES, TOKENS = 64, 10, 16
 ROWS, BATCH, RATE = 50, 10, 0.05
@@ -50,6 +55,46 @@ class Work:
     rounds: int = 50
     seed: int = 0
     threads: int = 1
+
+    @property
+    def name(self) -> str:
+        """Name in tables."""
+        return self.network
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters of the network."""
+        return sum(parameter.numel() for parameter in self.build().parameters())
+
+    @property
+    def updates(self) -> int:
+        """Client-updates of a round."""
+        return self.cohort
+
+    def federation(self, engine: Sequence[str], place: Path, observers: Sequence[Observer]) -> Federation:
+        """Return what an engine runs."""
+        config = parse(resolve([*engine, f"engine.threads={self.threads}"]))
+        never = self.rounds + 1
+        settings = replace(
+            config.federation, rounds=self.rounds, sampler=Planned(self), evaluate_every=never, checkpoint_every=never
+        )
+        job = Job(
+            method=PHASE,
+            selection="none",
+            phases=[Classifier(self)],
+            federation=settings,
+            seed=self.seed,
+            config=self.to_json(),
+            nodes=config.engine.nodes(self.clients),
+            checkpoints=place / "checkpoints",
+            observers=observers,
+            resume=False,
+        )
+        return Federation(config.engine, job, open_site, self.clients, PHASE)
+
+    def bare(self, tick: Callable[[], None]) -> State:
+        """Return the last weights of the bare loop."""
+        return bare(self, tick)
 
     def to_json(self) -> str:
         """Return what nodes build the same work from."""
@@ -154,11 +199,9 @@ class Rows(FederatedData):
         self._clients = [ClientInfo(f"client-{number:05d}", Role.TRAIN) for number in range(work.clients)]
         centres = np.random.default_rng(work.seed).normal(size=(CLASSES, FEATURES))
         self._centres = centres.astype(np.float32)
-        # Of a large population only the last few are kept.
-        self._made = functools.lru_cache(maxsize=_KEPT)(self._make)
-        if work.clients <= _KEPT:
-            for client in self._clients:
-                self._made(client.name)
+        # Of a large population nothing is kept, as where data are read from a file when they are asked for.
+        few = self._clients if work.clients <= _KEPT else []
+        self._made = {info.name: self._make(info.name) for info in few}
 
     @property
     def clients(self) -> Sequence[ClientInfo]:
@@ -167,7 +210,7 @@ class Rows(FederatedData):
 
     def shard(self, client: str) -> Shard:
         """Return a client's rows."""
-        return self._made(client)
+        return self._made[client] if client in self._made else self._make(client)
 
     def _make(self, client: str) -> Shard:
         generator = np.random.default_rng([self._work.seed, int(client.removeprefix("client-"))])
@@ -244,15 +287,15 @@ def bare(work: Work, tick: Callable[[], None]) -> State:
     tick : callable
         Is called before the first round and after each.
     """
-    network, data = work.build(), Rows(work)
+    network, data, plan = work.build(), Rows(work), work.schedule()
     clients = [client.name for client in data.clients]
-    cohorts = [[data.shard(clients[place]) for place in places] for places in work.schedule()]
     parameters: list[Tensor] = list(network.parameters())
     weights = [parameter.detach().clone() for parameter in parameters]
     tick()
-    for cohort in cohorts:
+    for cohort in plan:
         total = [torch.zeros_like(weight) for weight in weights]
-        for shard in cohort:
+        for place in cohort:
+            shard = data.shard(clients[place])
             with torch.no_grad():
                 torch._foreach_copy_(parameters, weights)
             optimizer = torch.optim.SGD(parameters, lr=RATE)
