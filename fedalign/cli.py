@@ -1,4 +1,4 @@
-"""The command line: ``fedalign run``, ``list``, ``report``, ``predict`` and ``audit``; no logic of its own."""
+"""The command line: ``fedalign run``, ``status``, ``list``, ``report``, ``predict``, ``audit``; no logic of its own."""
 
 from __future__ import annotations
 
@@ -52,6 +52,12 @@ def _parser() -> argparse.ArgumentParser:
         "overrides", nargs="*", help="in Hydra's grammar, such as method=pluralllm seed=1; resume=DIR goes on"
     )
     run.set_defaults(command=_run)
+
+    status = commands.add_parser("status", parents=[common], help="how a run stands that goes on, has ended or died")
+    status.add_argument("directories", nargs="*", type=Path, metavar="DIR", help="(default: the newest under outputs/)")
+    status.add_argument("-w", "--watch", action="store_true", help="until it ends; exit code 1 if it does not end well")
+    status.add_argument("--json", action="store_true", dest="as_json", help="with --watch a line a change")
+    status.set_defaults(command=_status)
 
     listing = commands.add_parser("list", parents=[common], help="what there is to choose from")
     listing.add_argument("group", nargs="?", help="methods, data, engines, partitions, ...")
@@ -139,6 +145,12 @@ def _run(given: argparse.Namespace) -> None:
         sweep.run_all(console, others)
     else:
         sweep.show(console, run.start(others))
+
+
+def _status(given: argparse.Namespace) -> None:
+    from fedalign.report.status_watch import show_status
+
+    show_status(Console(), given.directories, watch=given.watch, as_json=given.as_json)
 
 
 def _list(given: argparse.Namespace) -> None:
