@@ -68,6 +68,8 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--output", type=Path, help="directory for the comparison (default: beside the first run)")
     report.add_argument("--metric", action="append", dest="metrics", help="compare this metric; may be repeated")
     report.add_argument("--baseline", help="label of the arm that the others are compared with, seed by seed")
+    report.add_argument("--serve", action="store_true", help="show one run in a browser on this machine, as it goes on")
+    report.add_argument("--port", type=int, help="of --serve (default: a free one)")
     report.set_defaults(command=_report)
 
     predict = commands.add_parser("predict", parents=[common], help="answers, choices or texts from what was trained")
@@ -160,6 +162,16 @@ def _list(given: argparse.Namespace) -> None:
 
 
 def _report(given: argparse.Namespace) -> None:
+    comparing = [given.output, given.metrics, given.baseline] != [None, None, None]
+    if given.serve and (len(given.directories) > 1 or comparing):
+        raise UserError("--serve shows one run: give one directory, and no options of a comparison")
+    if given.serve:
+        from fedalign.report.serve import serve_report
+
+        serve_report(Console(), given.directories[0], given.port or 0)
+        return
+    if given.port is not None:
+        raise UserError(f"--port={given.port} is of --serve; give both")
     from fedalign.sweep import report
 
     report(Console(), given.directories, given.output, given.metrics, given.baseline)

@@ -15,8 +15,10 @@ from safetensors.torch import load_file, save_file
 
 from fedalign.contribution import State
 from fedalign.errors import UserError
+from fedalign.federation.checkpoint_place import BEST as BEST
+from fedalign.federation.checkpoint_place import NEWEST as NEWEST
+from fedalign.federation.checkpoint_place import whole
 
-NEWEST, BEST = "newest", "best"
 FORMAT = 2
 
 
@@ -89,15 +91,6 @@ class Checkpoint:
         shutil.rmtree(old, ignore_errors=True)
 
     @staticmethod
-    def place(directory: Path, name: str) -> tuple[int, int] | None:
-        """Return the phase's index and the round of a checkpoint without reading its tensors; None if there is none."""
-        try:
-            facts = json.loads((_complete(directory, name) / "checkpoint.json").read_text())
-            return int(facts["phase"]), int(facts["round"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-
-    @staticmethod
     def load(directory: Path, name: str, method: str) -> Checkpoint:
         """Read a checkpoint.
 
@@ -106,7 +99,7 @@ class Checkpoint:
         UserError
             If there is none, it is unreadable, or it belongs to another method.
         """
-        place = _complete(directory, name)
+        place = whole(directory, name)
         if not (place / "checkpoint.json").is_file():
             raise UserError(f"{directory / name}: no checkpoint there; nothing to go on from")
         try:
@@ -133,13 +126,6 @@ class Checkpoint:
             )
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise UserError(f"{place}: the checkpoint cannot be read ({error}); start the run afresh") from error
-
-
-def _complete(directory: Path, name: str) -> Path:
-    """Return the place of a checkpoint that is whole, if there is one."""
-    place = directory / name
-    # A process that died between the two renames of a save leaves only the older one.
-    return place if place.exists() else directory / f".{name}.old"
 
 
 def _facts(checkpoint: Checkpoint) -> dict[str, Any]:

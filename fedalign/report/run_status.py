@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from fedalign.errors import UserError
-from fedalign.federation.checkpoint import BEST, NEWEST, Checkpoint
+from fedalign.federation.checkpoint_place import BEST, NEWEST, progress_at
 from fedalign.report.heartbeat import BEAT_S, Heartbeat
 from fedalign.report.liveness import is_gone
 from fedalign.report.metrics_tail import last_values
@@ -125,7 +125,22 @@ def read_status(path: Path, now: datetime.datetime | None = None) -> RunStatus:
         If ``path`` is no run directory, or a file of it is broken.
     """
     directory = RunDirectory.open(path)
-    config = directory.read_config()
+    return assess(directory, directory.read_config(), lambda: last_values(directory.metrics_file), now)
+
+
+def assess(
+    directory: RunDirectory,
+    config: Mapping[str, Any],
+    last: Callable[[], Mapping[str, float]],
+    now: datetime.datetime | None = None,
+) -> RunStatus:
+    """Judge a run whose configuration and, while it goes on, last metrics the caller has.
+
+    Raises
+    ------
+    UserError
+        If ``status.json`` or ``summary.json`` is broken.
+    """
     verdict = _judge(directory, now)
     if verdict.state in ("dead", "silent"):
         # It may have ended between the two looks, at its file and at its process.
@@ -134,7 +149,7 @@ def read_status(path: Path, now: datetime.datetime | None = None) -> RunStatus:
     asked = _part(config, "privacy")
     told = None if summary is None else summary.privacy
     return RunStatus(
-        directory=path,
+        directory=directory.path,
         state=verdict.state,
         reason=verdict.reason,
         method=str(_part(config, "method").get("name", "?")),
@@ -142,12 +157,12 @@ def read_status(path: Path, now: datetime.datetime | None = None) -> RunStatus:
         seed=int(config.get("seed", 0)),
         heartbeat=beat,
         silence_s=verdict.silence_s,
-        metrics=last_values(directory.metrics_file) if summary is None else summary.metrics,
+        metrics=last() if summary is None else summary.metrics,
         epsilon=told["epsilon"] if told else None if beat is None else beat.epsilon,
         delta=told["delta"] if told else asked.get("delta"),
         epsilon_budget=asked.get("epsilon"),
         checkpoints=dict(_checkpoints(directory, beat)),
-        logs=path / "logs" if (path / "logs").is_dir() else None,
+        logs=logs if (logs := directory.path / "logs").is_dir() else None,
     )
 
 
@@ -216,7 +231,7 @@ def _newer(file: Path, other: Path) -> bool:
 def _checkpoints(directory: RunDirectory, beat: Heartbeat | None) -> Iterator[tuple[str, tuple[str, int]]]:
     names = [] if beat is None else [phase.name for phase in beat.phases]
     for name in (NEWEST, BEST):
-        place = Checkpoint.place(directory.checkpoints, name)
+        place = progress_at(directory.checkpoints, name)
         if place is not None:
             index, number = place
             yield name, (names[index] if index < len(names) else f"phase {index + 1}", number)
