@@ -297,7 +297,7 @@ def browse(url: str, profile: Path) -> tuple[str, list[str]]:
 def test_a_browser_shows_what_came_after_it_had_loaded_the_page(
     going: Going, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, complaints = browse("data:text/html,<script>console.error('heard')</script>", tmp_path / "profile")
+    _, complaints = browse("data:text/html,<script>console.error('heard')</script>", tmp_path / "1")
     assert len(complaints) == 1 and "heard" in complaints[0]
 
     asked = []
@@ -313,7 +313,7 @@ def test_a_browser_shows_what_came_after_it_had_loaded_the_page(
             return answer()
 
         server.answers["/state.json"] = goes_on
-        document, complaints = browse(server.url, tmp_path / "profile")
+        document, complaints = browse(server.url, tmp_path / "2")
         assert len(asked) > 2
         assert "0.4321" in document and "5 / 9" in document and "0.1234" in document
         assert "&lt;img" in document and "<img" not in document
@@ -321,5 +321,5 @@ def test_a_browser_shows_what_came_after_it_had_loaded_the_page(
         assert complaints == []
 
         going.end()
-        document, complaints = browse(server.url, tmp_path / "profile")
+        document, complaints = browse(server.url, tmp_path / "3")
         assert "Time and traffic" in document and complaints == []
