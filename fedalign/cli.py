@@ -1,4 +1,4 @@
-"""The command line: ``fedalign run``, ``list``, ``report``, ``predict`` and ``audit``; no logic of its own."""
+"""The command line: ``fedalign run``, ``status``, ``list``, ``report``, ``predict``, ``audit``; no logic of its own."""
 
 from __future__ import annotations
 
@@ -53,6 +53,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.set_defaults(command=_run)
 
+    status = commands.add_parser("status", parents=[common], help="how a run stands that goes on, has ended or died")
+    status.add_argument("directories", nargs="*", type=Path, metavar="DIR", help="(default: the newest under outputs/)")
+    status.add_argument("-w", "--watch", action="store_true", help="until it ends; exit code 1 if it does not end well")
+    status.add_argument("--json", action="store_true", dest="as_json", help="with --watch a line a change")
+    status.set_defaults(command=_status)
+
     listing = commands.add_parser("list", parents=[common], help="what there is to choose from")
     listing.add_argument("group", nargs="?", help="methods, data, engines, partitions, ...")
     listing.set_defaults(command=_list)
@@ -62,6 +68,8 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--output", type=Path, help="directory for the comparison (default: beside the first run)")
     report.add_argument("--metric", action="append", dest="metrics", help="compare this metric; may be repeated")
     report.add_argument("--baseline", help="label of the arm that the others are compared with, seed by seed")
+    report.add_argument("--serve", action="store_true", help="show one run in a browser on this machine, as it goes on")
+    report.add_argument("--port", type=int, help="of --serve (default: a free one)")
     report.set_defaults(command=_report)
 
     predict = commands.add_parser("predict", parents=[common], help="answers, choices or texts from what was trained")
@@ -141,6 +149,12 @@ def _run(given: argparse.Namespace) -> None:
         sweep.show(console, run.start(others))
 
 
+def _status(given: argparse.Namespace) -> None:
+    from fedalign.report.status_watch import show_status
+
+    show_status(Console(), given.directories, watch=given.watch, as_json=given.as_json)
+
+
 def _list(given: argparse.Namespace) -> None:
     from fedalign.listing import show_options
 
@@ -148,6 +162,16 @@ def _list(given: argparse.Namespace) -> None:
 
 
 def _report(given: argparse.Namespace) -> None:
+    comparing = [given.output, given.metrics, given.baseline] != [None, None, None]
+    if given.serve and (len(given.directories) > 1 or comparing):
+        raise UserError("--serve shows one run: give one directory, and no options of a comparison")
+    if given.serve:
+        from fedalign.report.serve import serve_report
+
+        serve_report(Console(), given.directories[0], given.port or 0)
+        return
+    if given.port is not None:
+        raise UserError(f"--port={given.port} is of --serve; give both")
     from fedalign.sweep import report
 
     report(Console(), given.directories, given.output, given.metrics, given.baseline)

@@ -26,6 +26,7 @@ from fedalign.federation.server_app import make_server_app
 from fedalign.guarantee import check_guarantee, check_users, custody_of, refuse_open_metrics
 from fedalign.model_files import save_model
 from fedalign.report.environment import environment
+from fedalign.report.heartbeat import StatusFile
 from fedalign.report.metrics_log import MetricsLog
 from fedalign.report.progress import Progress
 from fedalign.report.render import render_run
@@ -170,8 +171,9 @@ def _conduct(
     outcomes: list[Outcome] = []
     jobs: list[Job] = []
     began = time.perf_counter()
+    status = StatusFile(directory.status_file, config.method.headline)
     try:
-        with _watched(directory, resolved, config) as observers, _threads(config.engine.threads):
+        with _watched(directory, resolved, config, status) as observers, _threads(config.engine.threads):
             jobs.append(_job(directory, resolved, config, nodes, observers, population, resume))
             carry(make_server_app(lambda _: jobs[0], outcomes.append))
             if not outcomes:
@@ -182,12 +184,12 @@ def _conduct(
         try:
             # What has been spent is spent.
             left = Outcome(privacy=jobs[0].custody.statement() if jobs else None)
-            _write_end(directory, config, population.dropped, left, time.perf_counter() - began, reason)
+            _write_end(directory, config, population.dropped, left, time.perf_counter() - began, reason, status)
         except Exception:
             # What went wrong with the run matters more than that it could not be written down.
             _log.exception("%s: the end of the failed run could not be written", directory.path)
         raise
-    return _write_end(directory, config, population.dropped, outcomes[0], time.perf_counter() - began, None)
+    return _write_end(directory, config, population.dropped, outcomes[0], time.perf_counter() - began, None, status)
 
 
 def _save(place: Path, job: Job, outcome: Outcome) -> None:
@@ -205,11 +207,15 @@ def _write_end(
     outcome: Outcome,
     seconds: float,
     reason: str | None,
+    status: StatusFile,
 ) -> Result:
-    """Write the summary and the report of a run that is over."""
+    """Write the summary and the report of a run that is over, and then say that it is."""
     summary = replace(_summarise(directory, config, outcome, seconds, reason), dropped=dict(dropped))
     directory.write_summary(summary)
-    render_run(directory.path, config.method.headline if config.method.headline in summary.metrics else None)
+    try:
+        render_run(directory.path, config.method.headline if config.method.headline in summary.metrics else None)
+    finally:
+        status.close(summary.status, reason)
     return Result(directory.path, summary)
 
 
@@ -239,13 +245,18 @@ def _job(
 
 
 @contextlib.contextmanager
-def _watched(directory: RunDirectory, resolved: Resolved, config: RunConfig) -> Iterator[list[Observer]]:
+def _watched(
+    directory: RunDirectory, resolved: Resolved, config: RunConfig, status: StatusFile
+) -> Iterator[list[Observer]]:
     """Open everything that listens to the run, and close it whatever happens."""
+    # The status comes after the metrics: who reads of a round in it finds its numbers there.
     observers: list[Observer] = [
         MetricsLog(directory.metrics_file),
+        status,
         config.logger.open(directory.path, config.name, resolved),
         Progress(config.method.headline),
     ]
+    status.begin()
     try:
         yield observers
     finally:

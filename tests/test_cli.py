@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,14 @@ def test_a_bug_is_never_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
         (["run", "-m", "resume=nowhere"], "give it alone"),
         (["run", "resume=a", "resume=b"], "give it alone"),
         (["list", "metods"], "did you mean 'method'?"),
+        (["status"], "outputs: no run in there"),
+        (["status", "nowhere"], "nowhere: no such directory"),
+        (["status", "."], ".: not a run directory"),
         (["report", "nowhere"], "nowhere"),
+        (["report", "--serve", "nowhere"], "nowhere: no such directory"),
+        (["report", "--serve", "a", "b"], "--serve shows one run: give one directory"),
+        (["report", "--serve", "a", "--metric", "reward"], "no options of a comparison"),
+        (["report", "a", "--port", "1"], "--port=1 is of --serve; give both"),
         (["report", "nowhere", "neither"], "no"),
         (["predict", "nowhere", "answers.jsonl"], "nowhere: no such directory"),
     ],
@@ -229,3 +237,38 @@ def test_streams_and_weights_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> N
         (True, False),
         (False, True),
     ]
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_is_dead_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rounds = ["federation.rounds=120", "federation.evaluate_every=100", "federation.checkpoint_every=1"]
+    tiny = [override for override in TINY if override != "federation.rounds=1"]
+    command = [sys.executable, "-m", "fedalign.cli", "run", *tiny, *rounds, "output=long"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 120
+    while not (told := progress(tmp_path / "long")) or told[0] < 2:
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.1)
+    assert main(["status", "long"]) == 0
+    assert "long: running" in capsys.readouterr().out
+    process.kill()
+    process.wait()
+    assert main(["status", "long"]) == 0
+    shown = capsys.readouterr().out
+    assert "long: dead" in shown and "go on with: fedalign run resume=long" in shown
+    assert main(["status", "long", "--watch"]) == 1
+    assert "dead" in one_line(capsys)
+    assert main(["run", "resume=long"]) == 0
+    capsys.readouterr()
+    assert main(["status", "long", "--watch"]) == 0
+    last = progress(tmp_path / "long")
+    assert last is not None
+    assert last[0] == 120 and last[1] >= 2
+
+
+def progress(path: Path) -> tuple[int, int] | None:
+    """Return the round of the network that a run says it is in, and the one that it went on from."""
+    if not (path / "status.json").exists():
+        return None
+    told = json.loads((path / "status.json").read_text())
+    return told["round"] if told["phase"] == "gpo" else 0, (told["resumed_after"] or ["", 0])[1]

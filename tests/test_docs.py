@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
@@ -23,6 +25,7 @@ def follow(page, directory, monkeypatch, capsys, slow):
     from fedalign.cli import main
 
     monkeypatch.chdir(directory)
+    monkeypatch.setattr("fedalign.report.serve.ReportServer.serve_forever", one_look)
     text = page.read_text()
     if f"={MODEL}" in text:
         random_model("gpt2", directory / MODEL)
@@ -34,7 +37,19 @@ def follow(page, directory, monkeypatch, capsys, slow):
         elif arguments := cli_arguments(step):
             code = main(arguments)
             captured = capsys.readouterr()
-            assert code == 0, f"{page.name}: {' '.join(step.words)} ended with {code}: {captured.err}"
+            expected = 130 if "--serve" in arguments else 0
+            assert code == expected, f"{page.name}: {' '.join(step.words)} ended with {code}: {captured.err}"
+
+
+def one_look(server):
+    """Answer whoever opens the page once, and then stop as on Ctrl-C."""
+    server.timeout = 0.05
+    with ThreadPoolExecutor(1) as pool:
+        page = pool.submit(lambda: urlopen(server.url, timeout=10).read())
+        while not page.done():
+            server.handle_request()
+    assert b"<h1>" in page.result()
+    raise KeyboardInterrupt
 
 
 def cli_arguments(command: Command):

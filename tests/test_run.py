@@ -21,6 +21,7 @@ from fedalign.federation.conductor import Conductor
 from fedalign.methods.pluralllm import GPOPhase
 from fedalign.model_files import load_model
 from fedalign.report.run_directory import RunDirectory
+from fedalign.report.run_status import read_status
 from fedalign.run import resume, start, start_on_grid
 from fedalign.site import open_site
 from tests.tiny import DATA, TINY, trained_run, use_cache
@@ -61,6 +62,15 @@ def test_the_summary_tells_what_was_done(trained: Path) -> None:
     measured = [m for m in RunDirectory.open(trained).read_metrics() if m.scope == "test" and m.group is None]
     assert {m.name: m.value for m in measured}.items() <= told["metrics"].items()
     assert len(measured) == 18
+
+
+def test_the_status_tells_how_it_ended(trained: Path) -> None:
+    found = read_status(trained)
+    assert (found.state, found.resume) == ("completed", None)
+    assert found.checkpoints == {"newest": ("gpo", 1), "best": ("gpo", 1)}
+    assert found.heartbeat is not None
+    assert [(phase.name, phase.done) for phase in found.heartbeat.phases] == [("question_prior", 1), ("gpo", 1)]
+    assert found.heartbeat.headline_value == found.metrics["unseen/alignment_score"]
 
 
 def test_traffic_is_counted_by_client(trained: Path) -> None:
@@ -121,6 +131,7 @@ def test_a_federation_that_breaks_down_says_why(tmp_path: Path, monkeypatch: pyt
     assert told["status"] == "failed"
     reason = "RunFailed: every client failed in round 1 of phase gpo; the first said: group-01: ArithmeticError"
     assert told["reason"].startswith(reason)
+    assert read_status(tmp_path / "broken").state == "failed"
     assert not (tmp_path / "broken" / "model").exists()
     assert (tmp_path / "broken" / "report.html").is_file()
 
@@ -143,6 +154,7 @@ def test_why_a_run_failed_matters_more_than_its_report(monkeypatch: pytest.Monke
     monkeypatch.setattr(run, "render_run", failing)
     with pytest.raises(RunFailed, match="no luck"):
         start([*TINY, "output=broken"])
+    assert read_status(Path("broken")).state == "failed"
 
 
 def test_an_engine_that_ends_early_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

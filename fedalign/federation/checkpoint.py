@@ -15,8 +15,10 @@ from safetensors.torch import load_file, save_file
 
 from fedalign.contribution import State
 from fedalign.errors import UserError
+from fedalign.federation.checkpoint_place import BEST as BEST
+from fedalign.federation.checkpoint_place import NEWEST as NEWEST
+from fedalign.federation.checkpoint_place import whole
 
-NEWEST, BEST = "newest", "best"
 FORMAT = 2
 
 
@@ -97,10 +99,7 @@ class Checkpoint:
         UserError
             If there is none, it is unreadable, or it belongs to another method.
         """
-        place = directory / name
-        if not place.exists():
-            # A process that died between the two renames of a save leaves only the older one.
-            place = directory / f".{name}.old"
+        place = whole(directory, name)
         if not (place / "checkpoint.json").is_file():
             raise UserError(f"{directory / name}: no checkpoint there; nothing to go on from")
         try:

@@ -12,11 +12,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-# Of Okabe and Ito's palette, told apart by most colour-blind readers.
-BLUE, ORANGE = "#0072B2", "#D55E00"
-CATEGORIES = (BLUE, ORANGE, "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-"""Colours of things without an order, the most different first."""
-INK, MUTED, GRID = "#24292f", "#6b7480", "#e3e7ec"
+from fedalign.report.colours import BLUE, CATEGORIES, GRID, INK, MUTED, ORANGE
+
+__all__ = [
+    "BLUE", "CATEGORIES", "GRID", "INK", "MUTED", "ORANGE", "category_axis", "legend", "panels", "png", "round_axis",
+    "shorten", "title",
+]  # fmt: skip
+
 _DPI = 144
 _LONGEST = 34
 

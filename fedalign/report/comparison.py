@@ -11,7 +11,7 @@ from typing import Any
 
 from fedalign.errors import UserError
 from fedalign.report.arms import Arm
-from fedalign.report.render import default_headline
+from fedalign.report.headline import default_headline
 from fedalign.report.statistics import LEVEL, Estimate, mean_interval, paired_difference
 
 

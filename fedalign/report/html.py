@@ -53,12 +53,12 @@ class Number:
 Cell = str | Number
 
 
-def page(title: str, body: str) -> str:
-    """Return a whole document; ``body`` is made of the blocks below, ``title`` is plain text."""
+def page(title: str, body: str, head: str = "") -> str:
+    """Return a whole document; ``body`` is made of the blocks below, ``title`` is plain text, ``head`` is markup."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
+        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n{head}</head>\n"
         f"<body>\n<main>\n{body}</main>\n</body>\n</html>\n"
     )
 

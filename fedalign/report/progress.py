@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -12,9 +11,7 @@ from rich.progress import Progress as Bars
 from rich.text import Text
 
 from fedalign.federation.observer import PhasePlan, RoundReport
-
-_RECENT = 20
-"""How many of the last rounds the time left is estimated from."""
+from fedalign.report.pace import Pace
 
 
 class Progress:
@@ -33,8 +30,7 @@ class Progress:
         self._console = Console(stderr=True) if console is None else console
         self._bars: Bars | None = None
         self._tasks: dict[str, TaskID] = {}
-        self._left = 0
-        self._recent: deque[float] = deque(maxlen=_RECENT)
+        self._pace = Pace((), None)
         self._values: dict[str, float] = {}
 
     def run_started(self, plan: Sequence[PhasePlan], resumed_after: tuple[str, int] | None) -> None:
@@ -49,30 +45,28 @@ class Progress:
             _TimeLeft(),
             console=self._console,
         )
-        done = _rounds_done(plan, resumed_after)
-        for phase, completed in zip(plan, done, strict=True):
+        self._pace = Pace(plan, resumed_after)
+        for phase in plan:
+            completed = self._pace.done[phase.name]
             self._tasks[phase.name] = self._bars.add_task(
                 "", total=phase.rounds, completed=completed, phase=phase.name, detail="", ends_at=None
             )
-        self._left = sum(phase.rounds for phase in plan) - sum(done)
         self._bars.start()
 
     def round_ended(self, report: RoundReport) -> None:
         """Move the phase's bar."""
         if self._bars is None:
             return
-        if report.round > 0:
-            self._left -= 1
-            self._recent.append(report.seconds)
+        self._pace.round_ended(report)
         for metric in report.metrics:
             if metric.group is None and (metric.name == self._headline or metric.scope == "server"):
                 self._values[metric.name] = metric.value
-        seconds_left = self._left * sum(self._recent) / max(1, len(self._recent))
+        seconds_left = self._pace.seconds_left
         self._bars.update(
             self._tasks[report.phase],
             completed=report.round,
             detail=self._detail(report),
-            ends_at=time.monotonic() + seconds_left if self._recent else None,
+            ends_at=None if seconds_left is None else time.monotonic() + seconds_left,
         )
 
     def run_ended(self) -> None:
@@ -102,12 +96,3 @@ class _TimeLeft(ProgressColumn):
             return Text("")
         seconds = max(0, round(ends_at - time.monotonic()))
         return Text(f"ETA {seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}", style="cyan")
-
-
-def _rounds_done(plan: Sequence[PhasePlan], resumed_after: tuple[str, int] | None) -> list[int]:
-    """Return how many rounds of each phase a resumed run already has."""
-    if resumed_after is None:
-        return [0] * len(plan)
-    names = [phase.name for phase in plan]
-    current = names.index(resumed_after[0])
-    return [phase.rounds if i < current else resumed_after[1] if i == current else 0 for i, phase in enumerate(plan)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -13,13 +12,11 @@ from torch import Tensor
 from fedalign.errors import UserError
 from fedalign.report.atomic import write_bytes_atomic, write_text_atomic
 from fedalign.report.curves import Curves
+from fedalign.report.headline import default_headline
 from fedalign.report.latent_plots import latent_plots
 from fedalign.report.plots import run_plots
 from fedalign.report.run_directory import RunDirectory
 from fedalign.report.run_page import run_page
-
-HEADLINES = ("alignment_score", "accuracy", "reward", "win_rate", "regret_worst", "type_accuracy")
-"""What a run is first asked about, in the order of preference when nothing else is said."""
 
 
 def render_run(path: Path, headline: str | None = None) -> Path:
@@ -51,16 +48,6 @@ def render_run(path: Path, headline: str | None = None) -> Path:
     page = run_page(name, summary, chosen, plots, directory.read_config(), directory.read_environment())
     write_text_atomic(directory.report_file, page)
     return directory.report_file
-
-
-def default_headline(names: Iterable[str]) -> str:
-    """Return the first of ``HEADLINES`` that was measured, on unseen groups if there were any."""
-    found = list(names)
-    for stem in HEADLINES:
-        for population in ("unseen", "test"):
-            if f"{population}/{stem}" in found:
-                return f"{population}/{stem}"
-    return found[0] if found else HEADLINES[0]
 
 
 def read_latents(model: Path) -> dict[str, Tensor]:

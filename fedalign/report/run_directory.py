@@ -14,6 +14,7 @@ from fedalign.errors import UserError
 from fedalign.metrics.record import Metric
 from fedalign.report import metrics_log
 from fedalign.report.atomic import write_json_atomic, write_text_atomic
+from fedalign.report.heartbeat import Heartbeat
 from fedalign.report.summary import Summary
 
 
@@ -78,6 +79,11 @@ class RunDirectory:
     def summary_file(self) -> Path:
         """The outcome; missing while the run goes on."""
         return self.path / "summary.json"
+
+    @property
+    def status_file(self) -> Path:
+        """How far the run is, and who writes it."""
+        return self.path / "status.json"
 
     @property
     def checkpoints(self) -> Path:
@@ -154,6 +160,18 @@ class RunDirectory:
         if not self.summary_file.exists():
             raise UserError(f"{self.path}: no summary.json, the run has not ended; go on with resume={self.path}")
         return Summary.from_json(_read_json(self.summary_file), str(self.summary_file))
+
+    def read_status(self) -> Heartbeat | None:
+        """Read how far the run said it was; None when it never did.
+
+        Raises
+        ------
+        UserError
+            If the file is broken.
+        """
+        if not self.status_file.exists():
+            return None
+        return Heartbeat.from_json(_read_json(self.status_file), str(self.status_file))
 
     def read_metrics(self) -> list[Metric]:
         """Read metrics.jsonl; a last line torn by a crash is left out.

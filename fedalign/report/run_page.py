@@ -59,8 +59,8 @@ def run_page(
         html.section("Why it failed", html.paragraph(summary.reason or "", bad=True)) if failed else "",
         html.tiles(_key_numbers(summary, headline)),
         html.section("Results", figures),
-        html.section("Metrics", _metrics(summary)),
-        html.section("Groups", _groups(summary, headline)),
+        html.section("Metrics", metrics_table(summary.metrics)),
+        html.section("Groups", groups_table(summary.groups, headline)),
         html.section("Privacy", _privacy(summary.privacy)),
         html.section("Time and traffic", _costs(summary)),
         html.section("How it was made", _origin(config, environment)),
@@ -79,28 +79,26 @@ def _key_numbers(summary: Summary, headline: str) -> list[tuple[str, str]]:
     return [*shown, (guarantee, "privacy guarantee"), (duration(summary.timing.total_s), "wall time")]
 
 
-def _metrics(summary: Summary) -> str:
+def metrics_table(metrics: Mapping[str, float]) -> str:
     """Return a row a metric and a column a population."""
-    found = {name.partition("/")[0] for name in summary.metrics}
+    found = {name.partition("/")[0] for name in metrics}
     usual = [population for population in ("initial", "train", "test", "unseen") if population in found]
     populations = [*usual, *sorted(found.difference(usual))]
-    stems = list(dict.fromkeys(name.partition("/")[2] for name in summary.metrics))
-    rows = [
-        [stem, *(_value(summary.metrics.get(f"{population}/{stem}")) for population in populations)] for stem in stems
-    ]
+    stems = list(dict.fromkeys(name.partition("/")[2] for name in metrics))
+    rows = [[stem, *(_value(metrics.get(f"{population}/{stem}")) for population in populations)] for stem in stems]
     return html.table(["metric", *populations], rows)
 
 
-def _groups(summary: Summary, headline: str) -> str:
+def groups_table(groups: Mapping[str, Mapping[str, float]], headline: str) -> str:
     """Return a row a group, the best served first."""
-    names = list(dict.fromkeys(name for values in summary.groups.values() for name in values))
+    names = list(dict.fromkeys(name for values in groups.values() for name in values))
     stem = headline.partition("/")[2] or headline
 
-    def rank(item: tuple[str, dict[str, float]]) -> tuple[float, str]:
+    def rank(item: tuple[str, Mapping[str, float]]) -> tuple[float, str]:
         scores = [item[1][f"{p}/{stem}"] for p in ("unseen", "test") if f"{p}/{stem}" in item[1]]
         return (-scores[0] if scores else float("inf"), item[0])
 
-    ordered = sorted(summary.groups.items(), key=rank)
+    ordered = sorted(groups.items(), key=rank)
     rows = [[group, *(_value(values.get(name)) for name in names)] for group, values in ordered]
     return html.table(["group", *names], rows)
 

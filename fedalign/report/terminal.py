@@ -37,14 +37,19 @@ def _privacy(guarantee: Mapping[str, Any] | None) -> str:
 
 
 def metrics_table(summary: Summary) -> Table:
-    """Return the metrics with one column for every population that was measured."""
+    """Return a run's metrics with one column for every population that was measured."""
+    return values_table(f"{summary.method} on {summary.data}, seed {summary.seed}", summary.metrics)
+
+
+def values_table(title: str, metrics: Mapping[str, float]) -> Table:
+    """Return metrics with one column for every population that was measured."""
     split: dict[str, dict[str, float]] = {}
-    for name, value in summary.metrics.items():
+    for name, value in metrics.items():
         population, _, metric = name.partition("/")
         split.setdefault(metric, {})[population] = value
     found = {population for values in split.values() for population in values}
     present = [*(p for p in POPULATIONS if p in found), *sorted(found.difference(POPULATIONS))]
-    table = Table(title=f"{summary.method} on {summary.data}, seed {summary.seed}", title_justify="left")
+    table = Table(title=title, title_justify="left")
     table.add_column("metric")
     for population in present:
         table.add_column(population, justify="right")

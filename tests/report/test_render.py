@@ -13,8 +13,9 @@ import yaml
 from safetensors.torch import save_file
 
 from fedalign.errors import UserError
+from fedalign.report.headline import default_headline
 from fedalign.report.numbers import byte_count, decimals, duration, number
-from fedalign.report.render import default_headline, read_latents, render_run
+from fedalign.report.render import read_latents, render_run
 from fedalign.report.run_page import NO_PRIVACY
 from tests.cases import mostly_slow
 
