@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
+import struct
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,8 @@ def default_cache_directory() -> Path:
 class EmbeddingCache:
     """Encoded texts on disk: one folder an encoder, safetensors files named by their content.
 
-    A file appears by an atomic rename and is never changed, so processes may read and write at once.
+    A file appears by an atomic rename and is never changed, so processes may read and write at once, and what is read
+    is mapped into memory: vectors take room there when they are looked at, and the system may take it back.
     A file that cannot be read is skipped with a warning and its texts are encoded again.
 
     Parameters
@@ -79,7 +82,7 @@ def embed(
     encoder: Encoder,
     cache: EmbeddingCache | None,
     progress: ProgressFactory = silent,
-) -> dict[str, torch.Tensor]:
+) -> Mapping[str, torch.Tensor]:
     """Encode every (question, option) pair, taking from the cache what is there.
 
     Parameters
@@ -93,7 +96,8 @@ def embed(
 
     Returns
     -------
-    dict from question id to float32 tensor, shape (options, dim)
+    mapping from question id to float32 tensor, shape (options, dim)
+        A tensor is made whenever it is asked for.
     """
     texts = {question.id: encoder.texts(question) for question in questions}
     wanted = list(dict.fromkeys(text for own in texts.values() for text in own))
@@ -108,7 +112,35 @@ def embed(
                 vectors.update(fresh)
                 if cache is not None:
                     cache.write(fingerprint, fresh)
-    return {name: torch.from_numpy(np.stack([vectors[text] for text in own])) for name, own in texts.items()}
+                    # From the file, so that what was encoded just now takes no more room than what was before.
+                    vectors.update(cache.read(fingerprint, chunk))
+    return Encoded(texts, vectors)
+
+
+class Encoded(Mapping[str, torch.Tensor]):
+    """Encoded questions: their options' vectors, stacked when they are asked for.
+
+    Parameters
+    ----------
+    texts : mapping from question id to sequence of str
+        What was encoded of each option.
+    vectors : mapping from text to float32 array, shape (dim,)
+    """
+
+    def __init__(self, texts: Mapping[str, Sequence[str]], vectors: Mapping[str, _Vectors]) -> None:
+        self._texts, self._vectors = texts, vectors
+
+    def __getitem__(self, question: str) -> torch.Tensor:
+        """Return the vectors of a question's options, shape (options, dim)."""
+        return torch.from_numpy(np.stack([self._vectors[text] for text in self._texts[question]]))
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the questions' ids."""
+        return iter(self._texts)
+
+    def __len__(self) -> int:
+        """Return the number of questions."""
+        return len(self._texts)
 
 
 def build_shard(client: ClientAnswers, vectors: Mapping[str, torch.Tensor]) -> SurveyShard:
@@ -154,20 +186,37 @@ def _key(text: str) -> str:
 
 
 def _checksum(names: npt.NDArray[np.uint8], matrix: _Vectors) -> str:
-    return hashlib.blake2b(names.tobytes() + matrix.tobytes(), digest_size=16).hexdigest()
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(np.ascontiguousarray(names).data)
+    digest.update(np.ascontiguousarray(matrix).data)
+    return digest.hexdigest()
 
 
 def _read_file(path: Path) -> dict[str, _Vectors]:
+    """Return a file's vectors by key; rows of a map of the file."""
     try:
         with safetensors.safe_open(path, framework="numpy") as stored:
-            names, matrix = stored.get_tensor("keys"), stored.get_tensor("vectors")
-            intact = stored.metadata()["checksum"] == _checksum(names, matrix)
-    except (OSError, KeyError, TypeError, safetensors.SafetensorError):
+            names, checksum = stored.get_tensor("keys"), stored.metadata()["checksum"]
+        matrix = _mapped(path, "vectors")
+        intact = checksum == _checksum(names, matrix)
+    except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError):
         intact = False
     if not intact:
         logging.getLogger(__name__).warning("%s: not readable, its texts are encoded again", path)
         return {}
     return {bytes(name).hex(): vector for name, vector in zip(names, matrix, strict=True)}
+
+
+def _mapped(path: Path, name: str) -> _Vectors:
+    """Return a float32 tensor of a safetensors file that was opened before, as a map of the file: read-only."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        about = json.loads(file.read(length))[name]
+    start, stop = about["data_offsets"]
+    if about["dtype"] != "F32" or not stop > start:
+        raise ValueError(f"{name} holds no numbers of float32")
+    shape = tuple(about["shape"])
+    return np.memmap(path, dtype="<f4", mode="r", offset=8 + length + start, shape=shape)
 
 
 def _write_atomically(path: Path, content: bytes) -> None:

@@ -13,6 +13,7 @@ from fedalign.data.embed import EmbeddingCache, default_cache_directory, embed
 from fedalign.data.federated import ClientInfo, FederatedData
 from fedalign.data.pairs import Judgments, Pair, PairClient, PairPartition, PairShard, PairSource, Person, Split
 from fedalign.data.progress import ProgressFactory
+from fedalign.data.recent import Recent
 from fedalign.data.schema import Encoder, Question
 from fedalign.rng import Streams
 
@@ -36,7 +37,7 @@ class PairData(FederatedData):
     vectors: Mapping[str, torch.Tensor]
     prompt_tail: int
     dropped: Mapping[str, int]
-    _shards: dict[str, PairShard] = field(default_factory=dict)
+    _shards: Recent[PairShard] = field(default_factory=Recent)
 
     @property
     def clients(self) -> Sequence[ClientInfo]:
@@ -44,12 +45,12 @@ class PairData(FederatedData):
         return [ClientInfo(client.name, client.role) for client in self.holders.values()]
 
     def shard(self, client: str) -> PairShard:
-        """Return a client's encoded judgments; made when first asked for."""
-        if client not in self._shards:
-            holder = self.holders[client]
-            people = tuple(self._judgments(person) for person in holder.people)
-            self._shards[client] = PairShard(holder.name, holder.role, people, self.prompt_tail)
-        return self._shards[client]
+        """Return a client's encoded judgments; made when asked for, and kept for a while."""
+        return self._shards.get(client, lambda: self._made(self.holders[client]))
+
+    def _made(self, holder: PairClient) -> PairShard:
+        people = tuple(self._judgments(person) for person in holder.people)
+        return PairShard(holder.name, holder.role, people, self.prompt_tail)
 
     def _judgments(self, person: Person) -> Judgments:
         pairs = person.pairs

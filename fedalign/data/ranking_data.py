@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,10 +20,12 @@ from fedalign.data.rankings import (
     Ranking,
     RankingClient,
     RankingPartition,
+    RankingSet,
     RankingShard,
     RankingSource,
     Split,
 )
+from fedalign.data.recent import Recent
 from fedalign.data.schema import Encoder, Question
 from fedalign.rng import Streams
 
@@ -47,7 +49,7 @@ class RankingData(FederatedData):
     vectors: Mapping[str, Sequence[Tensor]]
     probe: Sequence[Menu]
     dropped: Mapping[str, int]
-    _shards: dict[str, RankingShard] = field(default_factory=dict)
+    _shards: Recent[RankingShard] = field(default_factory=Recent)
 
     @property
     def clients(self) -> Sequence[ClientInfo]:
@@ -56,9 +58,7 @@ class RankingData(FederatedData):
 
     def shard(self, client: str) -> RankingShard:
         """Return a client's encoded rankings; made when first asked for."""
-        if client not in self._shards:
-            self._shards[client] = self._made(self.holders[client])
-        return self._shards[client]
+        return self._shards.get(client, lambda: self._made(self.holders[client]))
 
     def _made(self, holder: RankingClient) -> RankingShard:
         rankings = judged(holder)
@@ -100,11 +100,48 @@ def federate_rankings(
         questions = [question_of(ranking, source.prompt_tail) for ranking in held]
         store = EmbeddingCache(default_cache_directory() if cache is None else cache)
         encoded = embed(questions, encoder, store, progress)
-        vectors = [encoded[question.id] for question in questions]
+        return _data(clients, EncodedByClient(clients, encoded, source.prompt_tail), rankings, dropped)
     dealt = iter(vectors)
+    own = {client.name: [next(dealt).float() for _ in judged(client)] for client in clients}
+    return _data(clients, own, rankings, dropped)
+
+
+class EncodedByClient(Mapping[str, Sequence[Tensor]]):
+    """Encoded responses by client, stacked when they are asked for.
+
+    Parameters
+    ----------
+    clients : sequence of RankingClient
+    encoded : mapping from question id to float32 tensor, shape (S, dim)
+    prompt_tail : int
+    """
+
+    def __init__(self, clients: Sequence[RankingClient], encoded: Mapping[str, Tensor], prompt_tail: int) -> None:
+        self._clients = {client.name: client for client in clients}
+        self._encoded, self._tail = encoded, prompt_tail
+
+    def __getitem__(self, client: str) -> list[Tensor]:
+        """Return the vectors of a client's judgments, shape (S, dim) each."""
+        return [self._encoded[question_of(ranking, self._tail).id] for ranking in judged(self._clients[client])]
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the clients' names."""
+        return iter(self._clients)
+
+    def __len__(self) -> int:
+        """Return the number of clients."""
+        return len(self._clients)
+
+
+def _data(
+    clients: Sequence[RankingClient],
+    vectors: Mapping[str, Sequence[Tensor]],
+    rankings: RankingSet,
+    dropped: Mapping[str, int],
+) -> RankingData:
     return RankingData(
         holders={client.name: client for client in clients},
-        vectors={client.name: [next(dealt).float() for _ in judged(client)] for client in clients},
+        vectors=vectors,
         probe=rankings.probe,
         dropped=dict(Counter(rankings.dropped) + Counter(dropped)),
     )

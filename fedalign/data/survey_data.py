@@ -11,6 +11,7 @@ from torch import Tensor
 from fedalign.data.embed import EmbeddingCache, build_shard, default_cache_directory, embed
 from fedalign.data.federated import ClientInfo, FederatedData
 from fedalign.data.progress import ProgressFactory
+from fedalign.data.recent import Recent
 from fedalign.data.schema import ClientAnswers, Encoder, Partition, Question, SurveyShard, SurveySource
 from fedalign.rng import Streams
 
@@ -35,7 +36,7 @@ class SurveyData(FederatedData):
     vectors: Mapping[str, Tensor]
     dropped: Mapping[str, int]
     questionnaire: Mapping[str, int] = field(default_factory=dict)
-    _shards: dict[str, SurveyShard] = field(default_factory=dict)
+    _shards: Recent[SurveyShard] = field(default_factory=Recent)
 
     @property
     def clients(self) -> Sequence[ClientInfo]:
@@ -43,10 +44,8 @@ class SurveyData(FederatedData):
         return [ClientInfo(client.name, client.role) for client in self.answers.values()]
 
     def shard(self, client: str) -> SurveyShard:
-        """Return a client's encoded judgments; made when first asked for."""
-        if client not in self._shards:
-            self._shards[client] = build_shard(self.answers[client], self.vectors)
-        return self._shards[client]
+        """Return a client's encoded judgments; made when asked for, and kept for a while."""
+        return self._shards.get(client, lambda: build_shard(self.answers[client], self.vectors))
 
 
 def federate_survey(

@@ -212,3 +212,14 @@ def test_an_unseen_client_has_all_its_questions_as_context(survey: Survey) -> No
     (group,) = build_shard(client, embed(survey.questions.values(), Counting(), None)).groups
     assert group.train.tolist() == list(range(32))
     assert group.test.tolist() == []
+
+
+def test_vectors_of_a_cache_are_mapped_and_made_when_asked_for(tmp_path: Path) -> None:
+    """The first process to encode holds as little as those after it."""
+    for _ in range(2):
+        vectors = embed(QUESTIONS, Counting(), EmbeddingCache(tmp_path))
+        rows = vectors._vectors.values()  # type: ignore[attr-defined]
+        assert all(isinstance(row, np.memmap) and not row.flags.writeable for row in rows)
+        first = vectors[QUESTIONS[0].id]
+        first.zero_()  # a copy: the next who asks is not affected
+        check(vectors)
