@@ -135,6 +135,8 @@ class RayGrid(InProcessGrid):
         if answer.dropped is not None:
             return Message(_dropped(piece, answer.dropped), reply_to=piece.message)
         content = record_dict(self._pool.get(answer.reply))
+        if piece.retries:
+            content[REPORT] = replace(NodeReport.of(content), retries=piece.retries).to_record()
         return Message(content, reply_to=piece.message)
 
     def _here(self, message: Message) -> Message:
@@ -156,7 +158,7 @@ class RayGrid(InProcessGrid):
 def _dropped(piece: Piece, reason: str) -> RecordDict:
     """Return the reply of clients that no worker survived: nothing, and why."""
     failures = tuple((client, reason) for client in piece.clients)
-    content = RecordDict({REPORT: NodeReport((), 0.0, 0, failures).to_record()})
+    content = RecordDict({REPORT: NodeReport((), 0.0, 0, failures, piece.retries).to_record()})
     if piece.letters is not None:
         content[LETTERS], content[MASKED] = write_letters({}), write_vectors({})
     return content

@@ -22,8 +22,9 @@ from fedalign.federation.site import OpenSite
 
 _log = logging.getLogger(__name__)
 
-_CALLS_EACH = 2
-"""One that is worked on and one that waits, so that a worker need not wait for the driver."""
+_SHORT_SECONDS = 0.1
+"""A worker whose calls are shorter has the next one waiting, so that it need not wait for the driver; behind a longer
+one it would wait for a worker while others have nothing to do."""
 
 
 @dataclass
@@ -41,6 +42,8 @@ class _Seat:
     calls : dict from call to its handles, in the order they were sent
     failures : int
         How often in a row nobody came to sit.
+    short : bool
+        Whether the last call was.
     """
 
     actor: Any
@@ -50,10 +53,12 @@ class _Seat:
     started: Started | None = None
     calls: dict[int, list[Handle]] = field(default_factory=dict)
     failures: int = 0
+    short: bool = False
 
     @property
     def ready(self) -> bool:
-        return self.started is not None and self.opening is None
+        """Whether it can begin with a call, or soon will."""
+        return self.started is not None and self.opening is None and len(self.calls) <= self.short
 
 
 class RayPool:
@@ -100,8 +105,7 @@ class RayPool:
     def free(self) -> int | None:
         """Return the worker that has least to do; None where all have enough or are not ready."""
         loads = [(len(seat.calls), place) for place, seat in enumerate(self._seats) if seat.ready]
-        load, place = min(loads, default=(_CALLS_EACH, -1))
-        return place if load < _CALLS_EACH else None
+        return min(loads)[1] if loads else None
 
     def send(
         self,
@@ -229,6 +233,7 @@ class RayPool:
             except RayError as error:
                 events.append(Lost(call, _short(error)))
             else:
+                seat.short = header.seconds < _SHORT_SECONDS
                 events.append(Answered(call, header, handles[1], handles[2:]))
             del seat.calls[call]
         return events

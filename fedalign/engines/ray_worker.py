@@ -49,11 +49,14 @@ class Header:
     ----------
     changes : tuple of Changes
         By client, in the call's order.
+    seconds : float
+        That the call took.
     error : str or None
         What the ClientApp raised.
     """
 
     changes: tuple[Changes, ...]
+    seconds: float
     error: str | None = None
 
 
@@ -128,6 +131,7 @@ class Worker:
         tuple
             A header, the packed reply, and for each client its changed records.
         """
+        began = time.perf_counter()
         content = self._content(shared, number)
         content[INSTRUCTION] = replace(shared.order, clients=clients).to_record()
         if letters is not None:
@@ -141,9 +145,13 @@ class Worker:
             reply = self._app(Message(content=content, metadata=_metadata(shared.kind)), context)  # type: ignore[call-overload]
         except Exception as error:
             reason = "".join(traceback.format_exception_only(error))
-            return Header((Changes(),) * len(clients), reason), None, *(None for _ in clients)
+            return (
+                Header((Changes(),) * len(clients), time.perf_counter() - began, reason),
+                None,
+                *(None for _ in clients),
+            )
         changes, records = _changes(clients, before, context.state)
-        return Header(tuple(changes)), pack(reply.content), *records
+        return Header(tuple(changes), time.perf_counter() - began), pack(reply.content), *records
 
     def _content(self, shared: Shared, number: int) -> RecordDict:
         if self._read[0] != number:
