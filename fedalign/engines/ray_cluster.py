@@ -87,7 +87,8 @@ def check_room(workers: int, cpus: float, gpus: float) -> None:
     """
     import ray
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    machines: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    nodes = [node["Resources"] for node in machines if node["Alive"]]
     room = sum(fitting(node.get("CPU", 0.0), node.get("GPU", 0.0), cpus, gpus) for node in nodes)
     if room < workers:
         total = {kind: sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU")}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections import deque
@@ -82,7 +81,6 @@ class Pool(Protocol):
         self,
         worker: int,
         piece: Piece,
-        letters: str | None,
         handles: Sequence[Handle],
         wanted: Sequence[tuple[str, ...]],
     ) -> int:
@@ -136,9 +134,8 @@ class Exchange:
         """Hand out work and wait for something to happen; False when time is up."""
         while self._queue and (worker := self._pool.free()) is not None:
             slot, piece = self._queue.popleft()
-            letters = None if piece.letters is None else json.dumps(piece.letters)
             handles, wanted = self._memories.of(piece.clients)
-            self._sent[self._pool.send(worker, piece, letters, handles, wanted)] = slot, piece
+            self._sent[self._pool.send(worker, piece, handles, wanted)] = slot, piece
         left = None if self._ends is None else self._ends - time.monotonic()
         if left is not None and left <= 0:
             return False

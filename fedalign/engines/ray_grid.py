@@ -15,7 +15,7 @@ from fedalign.engines.in_process import InProcessGrid
 from fedalign.engines.ray_exchange import Exchange, Pool
 from fedalign.engines.ray_memories import Handle, Memories
 from fedalign.engines.ray_packing import pack, record_dict, unpack
-from fedalign.engines.ray_pieces import Answer, Piece, Share, Slot, cut
+from fedalign.engines.ray_pieces import Answer, Piece, Share, Slot, cut, only
 from fedalign.engines.ray_worker import Shared
 from fedalign.federation.messages import DESCRIBE, INSTRUCTION, REPORT, RESTORE, SAVE, Instruction, NodeReport
 from fedalign.federation.secure.letters import (
@@ -118,15 +118,9 @@ class RayGrid(InProcessGrid):
         if key not in shares:
             rest = pack({name: content[name] for name in content if name not in (INSTRUCTION, LETTERS)})
             shares[key] = Share(next(self._shares), self._pool.put(Shared(kind, common, rest)))
-        letters = self._letters(content)
+        letters = read_letters(content) if LETTERS in content.config_records else None
         runs = cut(order.clients, self._workers, self._largest)
-        return [
-            Piece(message, shares[key], run, None if letters is None else {client: letters[client] for client in run})
-            for run in runs
-        ]
-
-    def _letters(self, content: RecordDict) -> dict[str, Any] | None:
-        return read_letters(content) if LETTERS in content.config_records else None
+        return [Piece(message, shares[key], run, only(letters, run)) for run in runs]
 
     def _reply(self, piece: Piece, answer: Answer) -> Message:
         if answer.error is not None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flwr.app import Message
+
+from fedalign.federation.secure.letters import Fields
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Piece:
     message : Message
     share : Share
     clients : tuple of str
-    letters : mapping from client to str
+    letters : mapping from client to dict, or None
         What each is told alone.
     deaths : int
         Workers that died of it.
@@ -65,18 +67,16 @@ class Piece:
     message: Message
     share: Share
     clients: tuple[str, ...]
-    letters: Any = None
+    letters: Mapping[str, Fields] | None = None
     deaths: int = 0
     retries: int = 0
     answer: Answer | None = None
 
     def singles(self) -> list[Piece]:
         """Return one piece a client, so that one that kills its worker takes nobody with it."""
-        alone = [
-            Piece(self.message, self.share, (client,), self.letters and {client: self.letters[client]}, self.deaths)
-            for client in self.clients
-        ]
-        alone[0].retries = self.retries
+        alone = [replace(self, clients=(client,), letters=only(self.letters, (client,))) for client in self.clients]
+        for other in alone[1:]:
+            other.retries = 0
         return alone
 
 
@@ -95,6 +95,11 @@ class Slot:
     def complete(self) -> bool:
         """Whether every piece is answered."""
         return all(piece.answer is not None for piece in self.pieces)
+
+
+def only(letters: Mapping[str, Fields] | None, clients: Sequence[str]) -> Mapping[str, Fields] | None:
+    """Return the letters to some clients, where there are letters."""
+    return None if letters is None else {client: letters[client] for client in clients}
 
 
 def cut(clients: Sequence[str], workers: int, largest: int) -> list[tuple[str, ...]]:

@@ -111,14 +111,13 @@ class RayPool:
         self,
         worker: int,
         piece: Piece,
-        letters: str | None,
         handles: Sequence[Handle],
         wanted: Sequence[tuple[str, ...]],
     ) -> int:
         """Give a worker a piece and return the call's number."""
         seat, call, share = self._seats[worker], next(self._numbers), piece.share
         method = seat.actor.work.options(num_returns=2 + len(piece.clients))
-        seat.calls[call] = method.remote(share.handle, share.number, piece.clients, letters, wanted, *handles)
+        seat.calls[call] = method.remote(share.handle, share.number, piece.clients, piece.letters, wanted, *handles)
         return call
 
     def wait(self, timeout: float | None) -> list[Event]:
@@ -154,7 +153,7 @@ class RayPool:
         self._seats = []
 
     def _seat(self) -> _Seat:
-        actor = self._kind.remote(self._open_site)
+        actor: Any = self._kind.remote(self._open_site)
         seat = _Seat(actor, time.monotonic(), actor.hello.remote())
         if self._config is not None:
             seat.opening = actor.open.remote(self._config)
@@ -181,10 +180,11 @@ class RayPool:
         return max(seat.began for seat in self._seats) + self._timeout - time.monotonic()
 
     def _out_of_patience(self) -> None:
-        free = ", ".join(f"{amount:g} {kind}" for kind, amount in ray.available_resources().items() if kind in "CPUGPU")
+        left = ray.available_resources()  # type: ignore[no-untyped-call]
+        free = " and ".join(f"{left.get(kind, 0.0):g} {kind}s" for kind in ("CPU", "GPU"))
         raise RunFailed(
-            f"no worker could be started within engine.start_timeout={self._timeout:g} s; Ray has {free or 'nothing'} "
-            "free, others may be using it"
+            f"no worker could be started within engine.start_timeout={self._timeout:g} s; Ray has {free} free, "
+            "others may be using it"
         )
 
     def _look_at(self, seat: _Seat) -> list[Event]:
@@ -224,7 +224,7 @@ class RayPool:
             if not ray.wait([handles[0]], timeout=0)[0]:
                 break
             try:
-                header = ray.get(handles[0])
+                header: Any = ray.get(handles[0])
             except RayActorError as error:
                 waiting = tuple(number for number in seat.calls if number > call)
                 events.append(Died(self._reason(seat, error), call, waiting))

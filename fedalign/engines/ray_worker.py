@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.app.metadata import Metadata
 
 from fedalign.engines.ray_memories import Changes, client_of
 from fedalign.engines.ray_packing import Packed, pack, record_dict, unpack
 from fedalign.federation.client_app import make_client_app
 from fedalign.federation.messages import INSTRUCTION, Instruction
-from fedalign.federation.secure.letters import LETTERS
+from fedalign.federation.secure.letters import LETTERS, Fields, write_letters
 from fedalign.federation.site import OpenSite
 
 
@@ -108,7 +108,7 @@ class Worker:
         shared: Shared,
         number: int,
         clients: tuple[str, ...],
-        letters: str | None,
+        letters: Mapping[str, Fields] | None,
         wanted: Sequence[tuple[str, ...]],
         *objects: Mapping[str, Any],
     ) -> tuple[Any, ...]:
@@ -120,8 +120,8 @@ class Worker:
         number : int
             Of ``shared``: its records are decoded once.
         clients : tuple of str
-        letters : str or None
-            What each client is told alone, as JSON.
+        letters : mapping from client to dict, or None
+            What each is told alone.
         wanted : sequence of tuple of str
             Keys of the records that count in each of ``objects``.
         *objects : mapping from key to packed record
@@ -135,7 +135,7 @@ class Worker:
         content = self._content(shared, number)
         content[INSTRUCTION] = replace(shared.order, clients=clients).to_record()
         if letters is not None:
-            content[LETTERS] = ConfigRecord({"json": letters})
+            content[LETTERS] = write_letters(letters)
         packed = {key: records[key] for keys, records in zip(wanted, objects, strict=True) for key in keys}
         before = unpack(packed)
         context = Context(1, 1, node_config={}, state=RecordDict(), run_config={})

@@ -78,11 +78,12 @@ class FakePool:
         load, place = min((len(queue), place) for place, queue in enumerate(self.queues))
         return place if load < self.each else None
 
-    def send(
-        self, worker: int, piece: Piece, letters: str | None, handles: Sequence[Stored], wanted: Sequence[Any]
-    ) -> int:
+    def send(self, worker: int, piece: Piece, handles: Sequence[Stored], wanted: Sequence[Any]) -> int:
         call = next(self.numbers)
-        self.queues[worker][call] = piece, (letters, wanted, *(pickle.loads(handle.content) for handle in handles))
+        self.queues[worker][call] = (
+            piece,
+            (piece.letters, wanted, *(pickle.loads(handle.content) for handle in handles)),
+        )
         self.sent.append(piece.clients)
         self.most = max(self.most, sum(map(len, self.queues)))
         return call

@@ -1,0 +1,187 @@
+"""Runs on a Ray of their own, as a user starts them: whatever ends them, nothing stays, and a killed one resumes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.laws.conftest import TINY
+
+pytestmark = pytest.mark.slow
+
+MARK = "FEDALIGN_TEST_MARK"
+PATIENCE = 240.0
+CLI = (sys.executable, "-c", "import sys; from fedalign.cli import main; sys.exit(main())", "run")
+# Only this engine's own option differs between runs that are compared.
+RAY = ("engine=ray", "engine.cpus_per_worker=0.5", "engine.object_store_mb=100")
+
+
+class World:
+    """Starts programs whose descendants can all be found again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.mark = path, uuid.uuid4().hex
+        self.environment = {**os.environ, MARK: self.mark, "FEDALIGN_CACHE": str(path / "cache")}
+        self.shared = set(Path("/dev/shm").iterdir())
+        self.temporary = temporary()
+
+    def start(self, name: str, *overrides: str, sigint: bool = True) -> subprocess.Popen[str]:
+        command = [*CLI, *TINY, *RAY, *overrides, f"output={self.path / name}"]
+        return self.program(command)
+
+    def program(self, command: list[str]) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            # A job in the background of a shell ignores Ctrl-C; a user's does not.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler), start_new_session=True,
+        )  # fmt: skip
+
+    def wait_for_round(self, name: str, number: int, process: subprocess.Popen[str]) -> None:
+        log = self.path / name / "metrics.jsonl"
+
+        def there() -> bool:
+            assert process.poll() is None, process.communicate()[0]
+            lines = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+            return any(line["phase"] == "gpo" and line["round"] >= number for line in lines)
+
+        eventually(there)
+
+    def processes(self) -> list[int]:
+        """Return everybody who was started with our mark in the environment."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            try:
+                if f"{MARK}={self.mark}".encode() in path.read_bytes().split(b"\0"):
+                    found.append(int(path.parent.name))
+            except OSError:
+                continue
+        return found
+
+    def check_nothing_is_left(self, but: int = 0) -> None:
+        eventually(lambda: len(self.processes()) <= but, 60)
+        assert set(Path("/dev/shm").iterdir()) <= self.shared
+        assert temporary() <= self.temporary
+
+    def state(self, name: str) -> dict[str, torch.Tensor]:
+        return load_file(self.path / name / "model" / "gpo.safetensors")
+
+
+def temporary() -> set[str]:
+    return {path.name for path in Path(tempfile.gettempdir()).glob("fedalign-[0-9]*-*")}
+
+
+def eventually(true: Callable[[], bool], seconds: float = PATIENCE) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    world = World(tmp_path)
+    yield world
+    for number in world.processes():
+        os.kill(number, signal.SIGKILL)
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    said, _ = process.communicate(timeout=PATIENCE)
+    return process.returncode, said
+
+
+def test_a_run_that_is_killed_resumes_and_nothing_is_left_of_either(world: World) -> None:
+    assert ended(world.start("straight"))[0] == 0
+    world.check_nothing_is_left()
+    killed = world.start("killed", "federation.rounds=400", "federation.evaluate_every=500")
+    world.wait_for_round("killed", 3, killed)
+    killed.kill()
+    killed.wait()
+    eventually(lambda: not world.processes(), 60)
+    # What a dead process left on disk goes with the next run, and so it is there for it to find.
+    assert len(temporary() - world.temporary) == 1
+    config = world.path / "killed" / "config.yaml"
+    config.write_text(config.read_text().replace("rounds: 400", "rounds: 5").replace("every: 500", "every: 5"))
+    code, said = ended(world.program([*CLI, f"resume={world.path / 'killed'}"]))
+    assert code == 0, said
+    one, other = world.state("straight"), world.state("killed")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    world.check_nothing_is_left()
+
+
+def test_one_ctrl_c_ends_a_run_and_all_that_belongs_to_it(world: World) -> None:
+    process = world.start("run", "federation.rounds=4000")
+    world.wait_for_round("run", 2, process)
+    # A terminal sends it to the whole group.
+    os.killpg(process.pid, signal.SIGINT)
+    code, said = ended(process)
+    assert code == 130
+    assert said.strip().endswith("fedalign: interrupted")
+    assert json.loads((world.path / "run" / "summary.json").read_text())["status"] == "failed"
+    world.check_nothing_is_left()
+
+
+def test_an_error_leaves_nothing_either(world: World) -> None:
+    code, said = ended(world.start("run", "federation.round_timeout=0.000001"))
+    assert code == 1
+    assert "every client failed" in said
+    world.check_nothing_is_left()
+
+
+def test_a_cluster_that_runs_is_joined_and_left_running(world: World) -> None:
+    port, directory = free_port(), tempfile.mkdtemp(prefix="fa", dir="/tmp")
+    head = world.program([
+        str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", f"--port={port}", "--num-cpus=2",
+        "--include-dashboard=false", f"--temp-dir={directory}", "--object-store-memory=100000000",
+        "--disable-usage-stats", f"--node-ip-address={ADDRESS}",
+    ])  # fmt: skip
+    eventually(lambda: listening(port))
+    before = set(world.processes())
+    code, said = ended(world.start("joined", f"engine.address={ADDRESS}:{port}", "federation.rounds=2"))
+    assert code == 0, said
+    code, said = ended(world.start("again", f"engine.address={ADDRESS}:{port}", "federation.rounds=2"))
+    assert code == 0, said
+    assert head.poll() is None
+    assert listening(port)
+    names = {Path(f"/proc/{number}/cmdline").read_bytes() for number in set(world.processes()) - before}
+    assert not [name for name in names if b"Worker" in name and b"IDLE" not in name]
+    one, other = world.state("joined"), world.state("again")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    head.terminate()
+    head.wait()
+    world.check_nothing_is_left()
+
+
+def test_no_cluster_at_an_address_is_said_in_one_line(world: World) -> None:
+    code, said = ended(world.start("run", f"engine.address={ADDRESS}:{free_port()}"))
+    assert code == 2
+    assert "engine.address=" in said.splitlines()[-1]
+    assert "no Ray to join" in said.splitlines()[-1]
+    world.check_nothing_is_left()
+
+
+ADDRESS = "127.0.0.1"
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind((ADDRESS, 0))
+        return int(found.getsockname()[1])
+
+
+def listening(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((ADDRESS, port)) == 0
