@@ -54,6 +54,14 @@ class Ray(Engine):
     address: str | None
     object_store_mb: Annotated[int, Field(ge=80)]
 
+    def __post_init__(self) -> None:
+        """Refuse what Ray does not hand out."""
+        for key, share in (("cpus_per_worker", self.cpus_per_worker), ("gpus_per_worker", self.gpus_per_worker)):
+            if share > 1 and share != int(share):
+                raise UserError(
+                    f"engine.{key}={share:g}: above 1, Ray sets aside whole ones only; choose a whole number"
+                )
+
     def nodes(self, clients: int) -> int:
         """Return 1: one node hosts everybody, whoever works for it."""
         return 1
@@ -105,7 +113,7 @@ class Ray(Engine):
 
     def _check_machine(self) -> None:
         """Refuse to promise workers cores that are not there: they would take turns."""
-        cores = len(os.sched_getaffinity(0))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         if self.workers * self.cpus_per_worker > cores:
             raise UserError(
                 f"engine.workers={self.workers} with engine.cpus_per_worker={self.cpus_per_worker:g}: this machine has "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import tempfile
@@ -11,11 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fedalign.errors import UserError
+from fedalign.errors import RunFailed, UserError
 
 _PREFIX = "fedalign-"
 # Ray's sockets lie below its directory, and the path of a socket has at most 107 bytes.
-_LONGEST = 30
+_LONGEST = 12
 
 
 @contextlib.contextmanager
@@ -25,22 +26,31 @@ def own_cluster(cpus: float, gpus: float, object_store_mb: int) -> Iterator[None
     Parameters
     ----------
     cpus, gpus : float
-        What Ray hands out.
+        What Ray is to hand out; of GPUs it has those of the machine.
     object_store_mb : int
+
+    Raises
+    ------
+    RunFailed
+        If Ray cannot be started.
     """
     import ray
 
-    directory = _directory()
+    directory = own_directory()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
-        _init(
-            address="local",
-            num_cpus=max(1, -int(-cpus // 1)),
-            num_gpus=-int(-gpus // 1) if gpus else 0,
-            object_store_memory=object_store_mb * 2**20,
-            include_dashboard=False,
-            _temp_dir=str(directory),
-        )
+        try:
+            _init(
+                address="local",
+                num_cpus=max(1, math.ceil(cpus)),
+                # Ray would believe in GPUs that it is told of; those that are there it finds itself.
+                num_gpus=None if gpus else 0,
+                object_store_memory=object_store_mb * 2**20,
+                include_dashboard=False,
+                _temp_dir=str(directory),
+            )
+        except (ConnectionError, RuntimeError, OSError) as error:
+            raise RunFailed(f"Ray cannot be started: {_first_line(error)}") from error
         yield
     finally:
         ray.shutdown()
@@ -66,10 +76,9 @@ def joined_cluster(address: str) -> Iterator[None]:
     try:
         _init(address=address)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"engine.address={address}: no Ray to join ({reason}); start one with 'ray start --head', or set "
-            "engine.address=null"
+            f"engine.address={address}: no Ray to join ({_first_line(error)}); start one with 'ray start --head', or "
+            "set engine.address=null"
         ) from error
     try:
         yield
@@ -117,7 +126,11 @@ def _init(**options: Any) -> None:
         ray.init(log_to_driver=False, configure_logging=False, **options)
 
 
-def _directory() -> Path:
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def own_directory() -> Path:
     """Return a new directory whose name says which process it belongs to, after those of dead ones are removed."""
     place = tempfile.gettempdir()
     parent = Path(place if len(place) <= _LONGEST else "/tmp")
@@ -131,6 +144,11 @@ def _left_behind(directory: Path) -> bool:
     """Tell whether a directory is ours and the process that made it was killed."""
     number = directory.name.removeprefix(_PREFIX).split("-")[0]
     try:
-        return number.isdigit() and directory.stat().st_uid == os.getuid() and not Path(f"/proc/{number}").exists()
+        if not number.isdigit() or directory.stat().st_uid != os.getuid():
+            return False
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return True
     except OSError:
         return False
+    return False

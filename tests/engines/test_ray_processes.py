@@ -36,18 +36,20 @@ class World:
         self.path, self.mark = path, uuid.uuid4().hex
         self.environment = {**os.environ, MARK: self.mark, "FEDALIGN_CACHE": str(path / "cache")}
         self.shared = set(Path("/dev/shm").iterdir())
-        self.temporary = temporary()
+        self.started: list[int] = []
 
     def start(self, name: str, *overrides: str) -> subprocess.Popen[str]:
         command = [*CLI, *TINY, *RAY, *overrides, f"output={self.path / name}"]
         return self.program(command)
 
     def program(self, command: list[str]) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             # A job in the background of a shell ignores Ctrl-C; a user's does not.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler), start_new_session=True,
         )  # fmt: skip
+        self.started.append(process.pid)
+        return process
 
     def wait_for_round(self, name: str, number: int, process: subprocess.Popen[str]) -> None:
         log = self.path / name / "metrics.jsonl"
@@ -72,15 +74,16 @@ class World:
 
     def check_nothing_is_left(self) -> None:
         eventually(lambda: not self.processes())
-        assert set(Path("/dev/shm").iterdir()) <= self.shared
-        assert temporary() <= self.temporary
+        eventually(lambda: set(Path("/dev/shm").iterdir()) <= self.shared, 30)
+        assert self.directories() == []
+
+    def directories(self) -> list[Path]:
+        """Return what our programs have left beside other temporary files."""
+        place = Path(tempfile.gettempdir())
+        return [path for number in self.started for path in place.glob(f"fedalign-{number}-*")]
 
     def state(self, name: str) -> dict[str, torch.Tensor]:
         return load_file(self.path / name / "model" / "gpo.safetensors")
-
-
-def temporary() -> set[str]:
-    return {path.name for path in Path(tempfile.gettempdir()).glob("fedalign-[0-9]*-*")}
 
 
 def eventually(true: Callable[[], bool], seconds: float = PATIENCE) -> None:
@@ -111,7 +114,7 @@ def test_a_run_that_is_killed_resumes_and_nothing_is_left_of_either(world: World
     killed.kill()
     killed.wait()
     # What a dead process left on disk goes with the next run.
-    assert len(temporary() - world.temporary) == 1
+    assert len(world.directories()) == 1
     config = world.path / "killed" / "config.yaml"
     config.write_text(config.read_text().replace("rounds: 400", "rounds: 5").replace("every: 500", "every: 5"))
     code, said = ended(world.program([*CLI, f"resume={world.path / 'killed'}"]))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import sys
 import tempfile
+import types
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from fedalign.contribution import State
 from fedalign.data.federated import ClientInfo
 from fedalign.errors import RunFailed, UserError
 from fedalign.federation.observer import RoundReport
+from fedalign.federation.site import Site
 from fedalign.report.metrics_log import MetricsLog, read_metrics
 from fedalign.run import Result, start
 from fedalign.site import open_site
@@ -139,6 +142,20 @@ def test_data_that_a_worker_lacks_end_the_run_in_one_line(tmp_path: Path, monkey
     with pytest.raises(
         RunFailed, match=r"a worker on \S+ cannot open the run's data: FileNotFoundError: answers.jsonl"
     ):
+        run(tmp_path / "run", *RAY)
+
+
+def test_what_a_worker_cannot_import_ends_the_run_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = types.ModuleType("only_in_this_process")
+    monkeypatch.setitem(sys.modules, here.__name__, here)
+
+    def opens(config: str, node_config: object) -> Site:
+        return open_site(config, {})
+
+    opens.__module__, opens.__qualname__ = here.__name__, "opens"
+    here.opens = opens  # type: ignore[attr-defined]
+    monkeypatch.setattr("fedalign.run.open_site", opens)
+    with pytest.raises(RunFailed, match="a worker cannot be started: .*No module named 'only_in_this_process'"):
         run(tmp_path / "run", *RAY)
 
 
