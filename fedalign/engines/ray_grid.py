@@ -13,7 +13,7 @@ from flwr.common.constant import ErrorCode
 
 from fedalign.engines.in_process import InProcessGrid
 from fedalign.engines.ray_exchange import Exchange, Pool
-from fedalign.engines.ray_memories import Handle, Memories
+from fedalign.engines.ray_memories import Handle, Memories, client_of
 from fedalign.engines.ray_packing import pack, record_dict, unpack
 from fedalign.engines.ray_pieces import Answer, Piece, Share, Slot, cut, only
 from fedalign.engines.ray_worker import Shared
@@ -40,7 +40,7 @@ class SharedPool(Pool, Protocol):
         """Put a value where every worker can read it."""
 
     def get(self, handle: Handle) -> Any:
-        """Read a value."""
+        """Read a value; a LookupError where it is gone."""
 
 
 class RayGrid(InProcessGrid):
@@ -128,7 +128,10 @@ class RayGrid(InProcessGrid):
             return Message(error, reply_to=piece.message)
         if answer.dropped is not None:
             return Message(_dropped(piece, answer.dropped), reply_to=piece.message)
-        content = record_dict(self._pool.get(answer.reply))
+        try:
+            content = record_dict(self._pool.get(answer.reply))
+        except LookupError as error:
+            return Message(_dropped(piece, f"its reply is lost: {error}"), reply_to=piece.message)
         if piece.retries:
             content[REPORT] = replace(NodeReport.of(content), retries=piece.retries).to_record()
         return Message(content, reply_to=piece.message)
@@ -137,8 +140,7 @@ class RayGrid(InProcessGrid):
         """Answer what is about the node as a whole, with what its clients keep in the node's state while it lasts."""
         kind, state = message.metadata.message_type, self._context.state
         if kind == SAVE:
-            for key, handle in self._memories.items():
-                state[key] = unpack({key: self._pool.get(handle)[key]})[key]
+            self._gather()
         try:
             reply = self._deliver(message)
             if kind == RESTORE:
@@ -147,6 +149,16 @@ class RayGrid(InProcessGrid):
             for key in list(state):
                 del state[key]
         return reply
+
+    def _gather(self) -> None:
+        """Put what clients keep into the node's state; where it is lost they begin anew, as in their next round."""
+        for key, handle in self._memories.items():
+            try:
+                record = self._pool.get(handle)[key]
+            except LookupError:
+                self._memories.forget([client_of(key)])
+                continue
+            self._context.state[key] = unpack({key: record})[key]
 
 
 def _dropped(piece: Piece, reason: str) -> RecordDict:

@@ -99,8 +99,17 @@ class RayPool:
         return ray.put(value)
 
     def get(self, handle: Handle) -> Any:
-        """Read a value."""
-        return ray.get(handle)
+        """Read a value.
+
+        Raises
+        ------
+        LookupError
+            If it was on a machine that is gone.
+        """
+        try:
+            return ray.get(handle)
+        except RayError as error:
+            raise LookupError(_short(error)) from error
 
     def free(self) -> int | None:
         """Return the worker that has least to do; None where all have enough or are not ready."""

@@ -56,7 +56,7 @@ class FakePool:
         each: int = 2,
     ) -> None:
         self.open_site, self.choose, self.kills, self.hangs, self.loses = open_site, choose, kills, hangs, loses
-        self.each = each
+        self.each, self.gone = each, False
         self.queues: list[dict[int, tuple[Piece, tuple[Any, ...]]]] = [{} for _ in range(workers)]
         self.numbers = itertools.count(1)
         self.configs: list[str] = []
@@ -72,6 +72,8 @@ class FakePool:
 
     def get(self, handle: Stored) -> Any:
         self.read += 1
+        if self.gone:
+            raise LookupError("its machine is gone")
         return pickle.loads(handle.content)
 
     def free(self) -> int | None:

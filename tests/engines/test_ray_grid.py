@@ -258,6 +258,17 @@ def test_memories_are_saved_and_restored_by_either_engine(tmp_path: Path, saved_
         assert {item.total for item in decode(sum_of(ask(grid, TRAIN, CLIENTS)).scalars)} == {2.0}
 
 
+def test_replies_and_memories_on_a_machine_that_is_gone_are_missing_and_no_crash(tmp_path: Path) -> None:
+    pool = FakePool(opener([Halfway()]), 1)
+    grid = grid_over(pool, clients_per_call=4, path=tmp_path)
+    ask(grid, TRAIN, CLIENTS)
+    pool.gone = True
+    (saved,) = ask(grid, SAVE)
+    assert not saved.content.config_records[REPORT]["kept"]
+    told = reports(ask(grid, TRAIN, ["ada"]))
+    assert [report.failures for report in told] == [(("ada", "its reply is lost: its machine is gone"),)]
+
+
 def test_nothing_kept_is_nothing_saved(tmp_path: Path) -> None:
     grid = grid_over(FakePool(opener([Halfway()], ToyData()), 1), path=tmp_path)
     (saved,) = ask(grid, SAVE)

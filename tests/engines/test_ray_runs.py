@@ -155,7 +155,7 @@ def test_what_a_worker_cannot_import_ends_the_run_in_one_line(tmp_path: Path, mo
     opens.__module__, opens.__qualname__ = here.__name__, "opens"
     here.opens = opens  # type: ignore[attr-defined]
     monkeypatch.setattr("fedalign.run.open_site", opens)
-    with pytest.raises(RunFailed, match="a worker cannot be started: .*No module named 'only_in_this_process'"):
+    with pytest.raises(RunFailed, match=r"a worker cannot be started: .*No module named 'only_in_this_process'"):
         run(tmp_path / "run", *RAY)
 
 
