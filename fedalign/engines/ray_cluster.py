@@ -131,13 +131,18 @@ def _first_line(error: Exception) -> str:
 
 
 def own_directory() -> Path:
-    """Return a new directory whose name says which process it belongs to, after those of dead ones are removed."""
+    """Return a new directory whose name says which process it belongs to."""
     place = tempfile.gettempdir()
     parent = Path(place if len(place) <= _LONGEST else "/tmp")
+    remove_left_behind(parent)
+    return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=parent))
+
+
+def remove_left_behind(parent: Path) -> None:
+    """Remove the directories of processes that were killed."""
     for old in parent.glob(f"{_PREFIX}*-*"):
         if _left_behind(old):
             shutil.rmtree(old, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=parent))
 
 
 def _left_behind(directory: Path) -> bool:
