@@ -16,6 +16,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from fedalign.engines.ray_exchange import Answered, Died, Event, Lost
 from fedalign.engines.ray_memories import Handle
 from fedalign.engines.ray_pieces import Piece
+from fedalign.engines.ray_reasons import last_words, reason_of
 from fedalign.engines.ray_worker import Started, Worker
 from fedalign.errors import RunFailed
 from fedalign.federation.site import OpenSite
@@ -249,23 +250,11 @@ class RayPool:
 
     def _reason(self, seat: _Seat, error: RayError) -> str:
         """Return why a worker died, with the last that it said where its log can be read here."""
-        told = _last_line(seat.started.log) if seat.started else ""
-        return f"{_short(error)} ({told})" if told else _short(error)
+        told = last_words(Path(seat.started.log)) if seat.started else ""
+        return f"{_short(error)} Its last words: {told}" if told else _short(error)
 
 
-def _short(error: BaseException) -> str:
-    """Return the telling line of one of Ray's long explanations."""
+def _short(error: RayError) -> str:
+    """Return an error of Ray in one line."""
     cause = error.cause if isinstance(error, RayTaskError) else None
-    if isinstance(cause, BaseException):
-        return f"{type(cause).__name__}: {cause}"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if "died because" in line or "Error:" in line or "killed" in line.lower()]
-    return (telling or lines or [type(error).__name__])[-1]
-
-
-def _last_line(log: str) -> str:
-    path = Path(log)
-    if not log.endswith(".err") or not path.is_file():
-        return ""
-    lines = [line.strip() for line in path.read_text(errors="replace").splitlines()]
-    return next((line for line in reversed(lines) if line and not line.startswith("[")), "")
+    return f"{type(cause).__name__}: {cause}" if isinstance(cause, Exception) else reason_of(str(error))
