@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import shutil
+import socket
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from fedalign.errors import RunFailed, UserError
 _PREFIX = "fedalign-"
 # Ray's sockets lie below its directory, and the path of a socket has at most 107 bytes.
 _LONGEST = 12
+_CONNECT_SECONDS = 10.0
 
 
 @contextlib.contextmanager
@@ -49,7 +51,7 @@ def own_cluster(cpus: float, gpus: float, object_store_mb: int) -> Iterator[None
                 include_dashboard=False,
                 _temp_dir=str(directory),
             )
-        except (ConnectionError, RuntimeError, OSError) as error:
+        except (OSError, RuntimeError) as error:
             raise RunFailed(f"Ray cannot be started: {_first_line(error)}") from error
         yield
     finally:
@@ -74,8 +76,10 @@ def joined_cluster(address: str) -> Iterator[None]:
             "engine.address=auto"
         )
     try:
+        if address != "auto":
+            _check_listening(address)
         _init(address=address)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
             f"engine.address={address}: no Ray to join ({_first_line(error)}); start one with 'ray start --head', or "
             "set engine.address=null"
@@ -84,6 +88,15 @@ def joined_cluster(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_listening(address: str) -> None:
+    """Refuse an address where nobody listens: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError("an address is auto or host:port")
+    with socket.create_connection((host, int(port)), _CONNECT_SECONDS):
+        pass
 
 
 def check_room(workers: int, cpus: float, gpus: float) -> None:

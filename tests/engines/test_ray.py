@@ -54,6 +54,17 @@ def test_a_ray_client_is_told_to_move_to_the_cluster(tmp_path: Path) -> None:
     assert "engine.address=auto" in said
 
 
+@pytest.mark.parametrize(
+    ("address", "reason"), [("127.0.0.1:9", "refused"), ("local", "auto or host:port"), ("head:x", "auto or host:port")]
+)
+def test_where_no_ray_is_to_be_found_the_fix_is_named(tmp_path: Path, address: str, reason: str) -> None:
+    pytest.importorskip("ray")
+    said = refusal(replace(settings(), address=address), tmp_path)
+    assert f"engine.address={address}: no Ray to join" in said
+    assert reason in said
+    assert "ray start --head" in said
+
+
 @pytest.mark.parametrize("key", ["cpus_per_worker", "gpus_per_worker"])
 def test_more_than_one_is_whole(key: str) -> None:
     replace(settings(), **{key: 0.25})

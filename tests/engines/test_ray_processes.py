@@ -175,14 +175,6 @@ def test_a_cluster_that_runs_is_joined_and_left_running(world: World) -> None:
     world.check_nothing_is_left()
 
 
-def test_no_cluster_at_an_address_is_said_in_one_line(world: World) -> None:
-    code, said = ended(world.start("run", f"engine.address={ADDRESS}:{free_port()}"))
-    assert code == 2
-    assert "engine.address=" in said.splitlines()[-1]
-    assert "no Ray to join" in said.splitlines()[-1]
-    world.check_nothing_is_left()
-
-
 ADDRESS = "127.0.0.1"
 
 
