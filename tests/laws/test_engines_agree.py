@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,15 @@ def test_flower_simulation_agrees_with_in_process(run: Runner) -> None:
     largest, mean = residuals(final_state(run("in_process")), final_state(run("flower", "engine=flower")))
     assert largest <= TOLERANCE
     assert mean <= TOLERANCE
+
+
+def test_workers_on_ray_agree_with_in_process_and_leave_nothing(run: Runner) -> None:
+    short = ("federation.rounds=2", "federation.evaluate_every=2")
+    there = run("ray", "engine=ray", "engine.cpus_per_worker=0.5", "engine.clients_per_call=2", *short)
+    largest, mean = residuals(final_state(run("in_process", *short)), final_state(there))
+    assert largest <= TOLERANCE
+    assert mean <= TOLERANCE
+    assert not list(Path(tempfile.gettempdir()).glob(f"fedalign-{os.getpid()}-*"))
 
 
 @pytest.mark.slow
