@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -55,6 +56,52 @@ class Contribution:
         if norm <= bound:
             return self
         return Contribution({k: t * (bound / norm) for k, t in self.tensors.items()}, self.scalars)
+
+
+@dataclass(frozen=True)
+class StackedContribution:
+    """Contributions of several clients side by side, so that their total is one reduction.
+
+    Parameters
+    ----------
+    tensors : mapping from name to Tensor
+        What every client adds, with the clients along the first dimension.
+    own : sequence of Contribution
+        What each client adds besides: its scalars, and tensors under names that others do not have.
+    failures : mapping from int to Exception
+        Places of clients that add nothing, and why.
+    """
+
+    tensors: Mapping[str, Tensor]
+    own: Sequence[Contribution]
+    failures: Mapping[int, Exception] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """Return the number of clients, those that failed among them."""
+        return len(self.own)
+
+    def one(self, place: int) -> Contribution:
+        """Return one client's contribution; its tensors are not copied.
+
+        Raises
+        ------
+        Exception
+            The client's own, if it failed.
+        """
+        if place in self.failures:
+            raise self.failures[place]
+        shared = {name: tensor[place] for name, tensor in self.tensors.items()}
+        return Contribution({**shared, **self.own[place].tensors}, self.own[place].scalars)
+
+    def total(self, places: Sequence[int]) -> Contribution:
+        """Return the sum over the clients at some places; in float64, unless it is one client's own contribution."""
+        if len(places) == 1:
+            return self.one(places[0])
+        rest = total(self.own[place] for place in places)
+        every = len(places) == len(self)
+        chosen = {k: t if every else t[torch.tensor(places, device=t.device)] for k, t in self.tensors.items()}
+        sums = {name: _sum_of_rows(tensor.detach()) for name, tensor in chosen.items()}
+        return Contribution({**sums, **rest.tensors}, rest.scalars)
 
 
 class RunningTotal:
@@ -151,6 +198,14 @@ def _rounded_off(one: Number, other: Number) -> Number:
     return (one - (rounded - taken)) + (other - taken)
 
 
+def _sum_of_rows(tensor: Tensor) -> Tensor:
+    """Return the sum over the first dimension, in float64."""
+    if tensor.device.type == "cpu" and tensor.dtype == torch.float32:
+        # NumPy converts piece by piece, where PyTorch first makes a copy of it all.
+        return torch.from_numpy(np.asarray(np.add.reduce(tensor.numpy(), axis=0, dtype=np.float64)))
+    return tensor.sum(0, dtype=torch.float64)
+
+
 def total(contributions: Iterable[Contribution]) -> Contribution:
     """Add contributions in the order given, accumulating in float64."""
     running = RunningTotal()
@@ -182,6 +237,42 @@ def is_finite(tensor: Tensor) -> bool:
     One sum tells, unless finite elements add up to more than their type can hold: then all are looked at.
     """
     return math.isfinite(tensor.sum()) or bool(torch.isfinite(tensor).all())
+
+
+def stacked_delta(
+    before: Mapping[str, Tensor],
+    after: Mapping[str, Tensor],
+    weights: Sequence[float],
+    own: Sequence[Contribution],
+    failures: Mapping[int, Exception],
+) -> StackedContribution:
+    """Return what several clients add for federated averaging, see :func:`weighted_delta`.
+
+    Parameters
+    ----------
+    before : mapping from name to Tensor
+        What all of them started from.
+    after : mapping from name to Tensor
+        The trained parameters, with the clients along the first dimension.
+    weights : sequence of float
+        Of each client; positive.
+    own : sequence of Contribution
+        What each client adds besides.
+    failures : mapping from int to Exception
+        Clients that add nothing.
+    """
+    tensors = {DELTA + name: stacked_change(before[name], tensor, weights) for name, tensor in after.items()}
+    weighted = [
+        Contribution(rest.tensors, {WEIGHT: weight, **rest.scalars}) for weight, rest in zip(weights, own, strict=True)
+    ]
+    return StackedContribution(tensors, weighted, failures)
+
+
+def stacked_change(before: Tensor, after: Tensor, factors: Sequence[float]) -> Tensor:
+    """Return each client's ``factor * (after - before)``, shape (clients, ...); ``before`` has one for all."""
+    change = after.detach() - before
+    own = torch.tensor(factors, dtype=change.dtype, device=change.device)
+    return change.mul_(own.view(-1, *[1] * (change.dim() - 1)))
 
 
 def mean_delta(contribution: Contribution) -> State:

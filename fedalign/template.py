@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from fedalign.contribution import DELTA, WEIGHT, Contribution, State, is_finite
+from fedalign.contribution import DELTA, WEIGHT, Contribution, StackedContribution, State, is_finite
 
 Vector = npt.NDArray[np.float64]
 
@@ -52,11 +52,8 @@ class Template:
             If a tensor is not in the template, has another shape, or holds NaN or Inf; if a scalar does, or the
             weight is negative.
         """
+        self._check_shapes({name: tensor.shape for name, tensor in contribution.tensors.items()})
         for name, tensor in contribution.tensors.items():
-            if name not in self.tensors:
-                raise ValueError(f"{name}: no such sum in this phase")
-            if tuple(tensor.shape) != tuple(self.tensors[name]):
-                raise ValueError(f"{name}: shape {tuple(tensor.shape)}, not {tuple(self.tensors[name])}")
             if not is_finite(tensor):
                 raise ValueError(f"{name}: holds NaN or Inf")
         for name, value in contribution.scalars.items():
@@ -64,6 +61,22 @@ class Template:
                 raise ValueError(f"{name}: is {value}")
         if contribution.scalars.get(WEIGHT, 0.0) < 0:
             raise ValueError(f"{WEIGHT}: is {contribution.scalars[WEIGHT]}")
+
+    def check_stacked(self, stacked: StackedContribution) -> dict[int, Exception]:
+        """Return why clients of a stack must not be added, by place; where all is well, nothing.
+
+        What all of them have is looked at but for NaN and Inf, which show in the total: see :meth:`check` of one.
+        """
+        found: dict[int, Exception] = {}
+        shapes = {name: tensor.shape[1:] for name, tensor in stacked.tensors.items()}
+        for place, own in enumerate(stacked.own):
+            if place not in stacked.failures:
+                try:
+                    self._check_shapes(shapes)
+                    self.check(own)
+                except ValueError as error:
+                    found[place] = error
+        return found
 
     def flatten(self, contribution: Contribution) -> Vector:
         """Return the contribution's tensors as one float64 vector; zero where it lacks one."""
@@ -101,3 +114,10 @@ class Template:
             factor = factors[max(fitting, key=len)] if fitting else 1.0
             parts.append(np.full(math.prod(shape), factor))
         return np.concatenate(parts) if parts else np.zeros(0)
+
+    def _check_shapes(self, shapes: Mapping[str, Sequence[int]]) -> None:
+        for name, shape in shapes.items():
+            if name not in self.tensors:
+                raise ValueError(f"{name}: no such sum in this phase")
+            if tuple(shape) != tuple(self.tensors[name]):
+                raise ValueError(f"{name}: shape {tuple(shape)}, not {tuple(self.tensors[name])}")

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedalign.config import parse, resolve
-from fedalign.contribution import Contribution, State, weighted_delta
+from fedalign.contribution import Contribution, StackedContribution, State, stacked_delta, weighted_delta
 from fedalign.data.federated import ClientInfo, FederatedData, Role
 from fedalign.federation.conductor import Job
 from fedalign.federation.observer import Observer
@@ -27,6 +27,8 @@ from fedalign.federation.sampling import Sampler
 from fedalign.federation.site import Site
 from fedalign.methods.base import Artefacts, Memory, Phase
 from fedalign.methods.local_training import LocalTraining, train
+from fedalign.methods.stacked_training import train_stacked
+from fedalign.models.stacked import Stack
 from fedalign.privacy.scheme import Sampling, Scheme
 from fedalign.rng import Streams
 from scripts.benchmark_task import Federation
@@ -121,6 +123,8 @@ class Work:
 class Perceptron(nn.Sequential):
     """Linear layers of the widths given, with ReLU between them."""
 
+    stackable: ClassVar[bool] = True
+
     def __init__(self, *widths: int) -> None:
         layers: list[nn.Module] = []
         for size, following in zip((FEATURES, *widths), (*widths, CLASSES), strict=True):
@@ -131,6 +135,8 @@ class Perceptron(nn.Sequential):
 class Block(nn.Module):
     """A pre-norm transformer block, 128 wide, with attention written out so that stacks of clients can be batched."""
 
+    stackable: ClassVar[bool] = True
+
     def __init__(self, width: int = 128, heads: int = 4, inner: int = 256) -> None:
         super().__init__()
         self.heads = heads
@@ -139,18 +145,20 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(width, inner), nn.Linear(inner, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the tokens after the block, shape (rows, tokens, width)."""
-        rows, tokens, width = x.shape
-        qkv = self.qkv(self.before(x)).reshape(rows, tokens, 3, self.heads, width // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        """Return the tokens after the block, shape (..., tokens, width)."""
+        *rows, tokens, width = x.shape
+        qkv = self.qkv(self.before(x)).reshape(*rows, tokens, 3, self.heads, width // self.heads)
+        q, k, v = qkv.transpose(-4, -2).unbind(-3)
         weights = ((q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5).softmax(-1)
-        x = x + self.out((weights @ v).transpose(1, 2).reshape(rows, tokens, width))
+        x = x + self.out((weights @ v).transpose(-3, -2).reshape(*rows, tokens, width))
         x = x + self.down(F.gelu(self.up(self.after(x))))
         return x
 
 
 class Transformer(nn.Module):
     """Two blocks over 16 tokens of 64 features, and the mean of the tokens."""
+
+    stackable: ClassVar[bool] = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -163,7 +171,7 @@ class Transformer(nn.Module):
         x = self.inner(x)
         for block in self.blocks:
             x = block(x)
-        logits: Tensor = self.head(x.mean(1))
+        logits: Tensor = self.head(x.mean(-2))
         return logits
 
 
@@ -246,6 +254,32 @@ class Classifier(Phase[Shard]):
 
         train(self._network, state, loss, SETTINGS, 0, SETTINGS.steps, memory)
         return weighted_delta(state, dict(self._network.named_parameters()), float(len(shard.x)))
+
+    def stacked_size(self) -> int:
+        """Return the network's size."""
+        return sum(parameter.numel() for parameter in self._network.parameters())
+
+    def local_many(
+        self, state: State, shards: Sequence[Shard], streams: Sequence[Streams], memories: Sequence[Memory]
+    ) -> StackedContribution:
+        """Return the weighted deltas of several clients after one epoch of each."""
+        x, y = torch.stack([shard.x for shard in shards]), torch.stack([shard.y for shard in shards])
+
+        def losses(step: int) -> Tensor:
+            rows = slice(step * BATCH, (step + 1) * BATCH)
+            logits = self._stack.network(x[:, rows])
+            return (
+                F.cross_entropy(logits.flatten(0, 1), y[:, rows].flatten(), reduction="none").view(len(x), -1).mean(1)
+            )
+
+        outcome = train_stacked(self._stack, state, losses, SETTINGS, 0, SETTINGS.steps, memories)
+        weights = [float(len(shard.x)) for shard in shards]
+        own = [Contribution()] * len(shards)
+        return stacked_delta(state, self._stack.parameters, weights, own, outcome.failures)
+
+    @functools.cached_property
+    def _stack(self) -> Stack:
+        return Stack(self._network)
 
     def evaluate(self, state: State, shard: Shard, streams: Streams) -> Contribution:
         """Return nothing: the comparison is of training, and nobody is asked."""

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from fedalign.contribution import (
     Contribution,
     RunningTotal,
+    StackedContribution,
     UnorderedTotal,
     is_finite,
     mean_delta,
+    stacked_delta,
     total,
     weighted_delta,
 )
@@ -173,3 +175,36 @@ def test_a_contribution_that_does_not_fit_is_added_in_no_part(kind: type[Running
 )
 def test_finite_means_every_element(values: list[float], finite: bool) -> None:
     assert is_finite(torch.tensor(values)) is finite
+
+
+def test_a_stack_holds_what_its_clients_would_send_and_their_sum() -> None:
+    before = {"a": torch.ones(2), "b": torch.zeros(())}
+    after = {"a": torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), "b": torch.tensor([1.0, 2.0, 3.0])}
+    own = [Contribution({"mine": torch.ones(1)}, {"n": 1.0}), Contribution(), Contribution(scalars={"n": 2.0})]
+    stacked = stacked_delta(before, after, [1.0, 2.0, 0.5], own, {1: ArithmeticError("lost")})
+    assert len(stacked) == 3
+    for place, weight in ((0, 1.0), (2, 0.5)):
+        alone = weighted_delta(before, {name: tensor[place] for name, tensor in after.items()}, weight)
+        told = stacked.one(place)
+        assert told.scalars == {**alone.scalars, **own[place].scalars}
+        for name, tensor in alone.tensors.items():
+            assert torch.equal(told.tensors[name], tensor)
+    with pytest.raises(ArithmeticError, match="lost"):
+        stacked.one(1)
+    summed, expected = stacked.total([0, 2]), total([stacked.one(0), stacked.one(2)])
+    assert summed.scalars == expected.scalars
+    assert summed.tensors.keys() == expected.tensors.keys()
+    for name, tensor in summed.tensors.items():
+        assert tensor.dtype == torch.float64
+        torch.testing.assert_close(tensor, expected.tensors[name])
+    assert stacked.total([]).scalars == {}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_stack_adds_up_in_float64(dtype: torch.dtype) -> None:
+    rows = torch.tensor([[2.0**24], [1.0], [-(2.0**24)]], dtype=dtype)
+    stacked = StackedContribution({"x": rows}, [Contribution()] * 3)
+    assert stacked.total([0, 1, 2]).tensors["x"].tolist() == [1.0]
+    alone = stacked.total([1])
+    assert alone.tensors["x"].dtype == dtype
+    assert stacked.total([0, 1]).tensors["x"].tolist() == [2.0**24 + 1]

@@ -129,7 +129,11 @@ class InProcess(Engine):
 
     def run(self, server_app: ServerApp, open_site: OpenSite, clients: int, state_path: Path) -> None:
         """Call the server app with a grid of one node."""
-        node = Context(_RUN_ID, _CLIENT_NODE, node_config={}, state=RecordDict(), run_config={})
-        grid = InProcessGrid(make_client_app(open_site, state_path), {_CLIENT_NODE: node})
-        server = Context(_RUN_ID, _SERVER_NODE, node_config={}, state=RecordDict(), run_config={})
-        server_app(grid, server)
+        run_on_one_node(server_app, make_client_app(open_site, state_path))
+
+
+def run_on_one_node(server_app: ServerApp, client_app: ClientApp) -> None:
+    """Call the server app with a grid whose only node runs the client app."""
+    node = Context(_RUN_ID, _CLIENT_NODE, node_config={}, state=RecordDict(), run_config={})
+    grid = InProcessGrid(client_app, {_CLIENT_NODE: node})
+    server_app(grid, Context(_RUN_ID, _SERVER_NODE, node_config={}, state=RecordDict(), run_config={}))

@@ -12,12 +12,13 @@ from flwr.clientapp import ClientApp
 
 from fedalign.data.federated import ClientInfo
 from fedalign.federation import secure_client
+from fedalign.federation.batching import Batching
 from fedalign.federation.desk import EvaluationDesk, TrainingDesk, answer
 from fedalign.federation.messages import REPORT, Instruction
 from fedalign.federation.site import OpenSite, Site, restore_memories, save_memories
 
 
-def make_client_app(open_site: OpenSite, state_path: Path | None = None) -> ClientApp:
+def make_client_app(open_site: OpenSite, state_path: Path | None = None, batching: Batching | None = None) -> ClientApp:
     """Return the ClientApp that serves any method on any engine.
 
     Parameters
@@ -27,6 +28,8 @@ def make_client_app(open_site: OpenSite, state_path: Path | None = None) -> Clie
     state_path : Path or None
         Where the node writes its clients' memories at a checkpoint; the node configuration's
         ``state-path`` is used where this is None.
+    batching : Batching or None
+        How many of the node's clients are trained side by side; None trains one by one.
     """
     app = ClientApp()
 
@@ -40,7 +43,7 @@ def make_client_app(open_site: OpenSite, state_path: Path | None = None) -> Clie
     @app.train()
     def train(message: Message, context: Context) -> Message:
         site, instruction = site_of(message, context)
-        return _reply(message, answer(message, context, TrainingDesk(site, instruction, message, context)))
+        return _reply(message, answer(message, context, TrainingDesk(site, instruction, message, context, batching)))
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,14 +14,16 @@ from flwr.app import Context, Message, RecordDict
 
 from fedalign.contribution import Contribution, RunningTotal, State
 from fedalign.federation import secure_client
+from fedalign.federation.batching import Batching
 from fedalign.federation.custodian import extra_names
 from fedalign.federation.failures import failure_of
+from fedalign.federation.local_work import LocalWork
 from fedalign.federation.messages import REPORT, STATE, Instruction, NodeReport
-from fedalign.federation.records import decode_tensors, encode_contribution, payload_bytes
+from fedalign.federation.records import contribution_bytes, decode_tensors, encode_contribution, stacked_bytes
 from fedalign.federation.secure.fixed_point import Words
-from fedalign.federation.secure.letters import LETTERS
-from fedalign.federation.shield import check, metric_scalars, shield, shield_metrics
-from fedalign.federation.site import Site, forget_memory, load_memory, store_memory
+from fedalign.federation.secure.letters import LETTERS, read_letters
+from fedalign.federation.shield import check, check_stacked, metric_scalars, shield, shield_metrics
+from fedalign.federation.site import Site
 from fedalign.federation.vectors import public_streams, word_code
 from fedalign.methods.base import Phase
 from fedalign.privacy.metric_release import OpenMetrics
@@ -27,7 +31,29 @@ from fedalign.privacy.protection import Protection
 from fedalign.rng import Streams
 from fedalign.template import Template, Vector
 
-Work = Callable[[str], Contribution]
+
+@dataclass(frozen=True)
+class Told:
+    """What some clients of an order add together.
+
+    Parameters
+    ----------
+    clients : tuple of str
+        Those that contributed.
+    sum : Contribution or None
+        None where nobody did.
+    sent_bytes : int
+        Size of their contributions one by one, as if every client had sent its own.
+    seconds : float
+        Time that it took.
+    failures : tuple of (client, Exception)
+    """
+
+    clients: tuple[str, ...]
+    sum: Contribution | None
+    sent_bytes: int
+    seconds: float
+    failures: tuple[tuple[str, Exception], ...] = ()
 
 
 class Desk(ABC):
@@ -61,6 +87,24 @@ class Desk(ABC):
     def vector(self, client: str, privacy: Protection) -> Vector:
         """Return what a client adds to a secure sum, shape (terms.size,)."""
 
+    def told(self, clients: Sequence[str]) -> Iterator[Told]:
+        """Yield what clients add, in their order; here one by one."""
+        for client in clients:
+            yield self.told_by(client)
+
+    def told_by(self, client: str) -> Told:
+        """Return what one client adds, or why it does not."""
+        start = time.perf_counter()
+        try:
+            contribution = self.contribution(client)
+        except Exception as error:
+            return Told((), None, 0, 0.0, ((client, error),))
+        seconds = time.perf_counter() - start
+        return Told((client,), contribution, contribution_bytes(contribution), seconds)
+
+    def expect(self, clients: Sequence[str]) -> None:  # noqa: B027 - most work client by client
+        """Be told who will be asked for next, in this order."""
+
     def streams(self, client: str) -> Streams:
         """Return the client's streams in this round."""
         return Streams(self.site.seed, self.phase.name, self.order.round, client)
@@ -77,18 +121,34 @@ class Desk(ABC):
 
 
 class TrainingDesk(Desk):
-    """Local training, with what a client keeps between rounds."""
+    """Local training, with what a client keeps between rounds.
+
+    Parameters
+    ----------
+    site, order, message
+        See :class:`Desk`.
+    context : Context
+        Holds the clients' memories.
+    batching : Batching or None
+        How many clients are trained side by side; None trains one by one.
+    """
 
     exchange = "training"
 
-    def __init__(self, site: Site, order: Instruction, message: Message, context: Context) -> None:
+    def __init__(
+        self, site: Site, order: Instruction, message: Message, context: Context, batching: Batching | None = None
+    ) -> None:
         super().__init__(site, order, message)
-        self._context = context
         self._template = self.phase.template(self.state)
+        self._work = LocalWork(site, self.phase, self.state, self.streams, context, batching)
+
+    def expect(self, clients: Sequence[str]) -> None:
+        """Let these be trained together, if that is how the node does it, when the first of them is asked for."""
+        self._work.expect(clients)
 
     def contribution(self, client: str) -> Contribution:
         """Return the client's contribution, checked, and bounded where there is a guarantee."""
-        told, privacy = self._train(client), self.site.privacy
+        told, privacy = self._work.one(client), self.site.privacy
         if not isinstance(privacy, Protection):
             return check(told, self._template)
         template = self._known_template()
@@ -96,24 +156,37 @@ class TrainingDesk(Desk):
 
     def vector(self, client: str, privacy: Protection) -> Vector:
         """Return the client's bounded vector, and the numbers beside it."""
-        shielded = shield(self._train(client), self._known_template(), privacy, self.order.terms)
+        shielded = shield(self._work.one(client), self._known_template(), privacy, self.order.terms)
         extras = np.array([shielded.extras[name] for name in extra_names(privacy)], dtype=np.float64)
         return np.concatenate([shielded.vector, extras])
+
+    def told(self, clients: Sequence[str]) -> Iterator[Told]:
+        """Yield what clients add; of a stack the sum at once, where nothing is done to single contributions."""
+        self.expect(clients)
+        if isinstance(self.site.privacy, Protection) or not self._work.batched:
+            yield from super().told(clients)
+            return
+        waiting = deque(clients)
+        while waiting:
+            start = time.perf_counter()
+            stacked = self._work.stack()
+            if stacked is None:
+                yield self.told_by(waiting.popleft())
+                continue
+            names = [waiting.popleft() for _ in range(len(stacked))]
+            summed, places, failures = check_stacked(stacked, self._template)
+            yield Told(
+                tuple(names[place] for place in places),
+                summed if places else None,
+                stacked_bytes(stacked, places),
+                time.perf_counter() - start,
+                tuple((names[place], error) for place, error in sorted(failures.items())),
+            )
 
     def _known_template(self) -> Template:
         if self._template is None:
             raise ValueError(f"phase {self.phase.name} has no template")
         return self._template
-
-    def _train(self, client: str) -> Contribution:
-        memory = load_memory(self._context, self.phase.name, client)
-        try:
-            told = self.phase.local(self.state, self.site.data.shard(client), self.streams(client), memory)
-        except Exception:
-            forget_memory(self._context, self.phase.name, client)
-            raise
-        store_memory(self._context, self.phase.name, client, memory)
-        return told
 
 
 class EvaluationDesk(Desk):
@@ -150,7 +223,8 @@ def answer(message: Message, context: Context, desk: Desk) -> RecordDict:
     if LETTERS not in message.content.config_records:
         if isinstance(desk.site.privacy, Protection) and desk.site.privacy.secure is not None:
             raise ValueError("this run adds up under masks only, and the order has no letters")
-        return add_up(desk.order.clients, desk.contribution, isinstance(desk.site.privacy, Protection))
+        return add_up(desk.told(desk.order.clients), isinstance(desk.site.privacy, Protection))
+    desk.expect(list(read_letters(message.content)))
 
     def work(client: str) -> tuple[Words, float]:
         start = time.perf_counter()
@@ -160,30 +234,27 @@ def answer(message: Message, context: Context, desk: Desk) -> RecordDict:
     return secure_client.mask(message, context, work)
 
 
-def add_up(clients: Iterable[str], work: Work, guarded: bool = False) -> RecordDict:
-    """Do the work for every client and return the sum with a report; one that fails is left out and named."""
+def add_up(parts: Iterable[Told], guarded: bool = False) -> RecordDict:
+    """Return the sum of what clients add with a report; one that failed is left out and named."""
     running, only = RunningTotal(), None
     failures: list[tuple[str, str]] = []
     done: list[str] = []
     sent, seconds = 0, 0.0
-    for client in clients:
-        start = time.perf_counter()
-        try:
-            contribution = work(client)
-        except Exception as error:
-            failures.append((client, failure_of(client, error, guarded)))
+    for part in parts:
+        failures += [(client, failure_of(client, error, guarded)) for client, error in part.failures]
+        if part.sum is None:
             continue
-        seconds += time.perf_counter() - start
-        sent += payload_bytes(contribution.tensors) + 8 * len(contribution.scalars)
-        done.append(client)
+        first = not done
+        done += part.clients
+        sent, seconds = sent + part.sent_bytes, seconds + part.seconds
         # A single reply keeps its own precision: as float64 it would be twice as long and no more exact.
-        if len(done) == 1:
-            only = contribution
+        if first:
+            only = part.sum
             continue
         if only is not None:
             running.add(only)
             only = None
-        running.add(contribution)
+        running.add(part.sum)
     content = encode_contribution(only if only is not None else running.value())
     content[REPORT] = NodeReport(tuple(done), seconds, sent, tuple(failures)).to_record()
     return content

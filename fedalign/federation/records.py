@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
-from fedalign.contribution import Contribution, State
+from fedalign.contribution import Contribution, StackedContribution, State
 
 # Flower's arrays are numpy arrays, which know no bfloat16: its bits travel as int16 under a marked name.
 _BFLOAT16 = "bfloat16:"
@@ -138,3 +138,14 @@ def decode_contribution(content: RecordDict) -> Contribution:
 def payload_bytes(tensors: Mapping[str, Tensor]) -> int:
     """Return the size of tensors on the wire, without Flower's framing."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def contribution_bytes(contribution: Contribution) -> int:
+    """Return the size of a contribution on the wire, without Flower's framing and the names."""
+    return payload_bytes(contribution.tensors) + 8 * len(contribution.scalars)
+
+
+def stacked_bytes(stacked: StackedContribution, places: Sequence[int]) -> int:
+    """Return the size of some clients' contributions of a stack together, as if each had sent its own."""
+    shared = payload_bytes(stacked.tensors) // max(1, len(stacked))
+    return sum(shared + contribution_bytes(stacked.own[place]) for place in places)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fedalign.contribution import DELTA, WEIGHT, Contribution
+from fedalign.contribution import DELTA, WEIGHT, Contribution, StackedContribution, is_finite
 from fedalign.federation.messages import Terms
 from fedalign.metrics.record import METRIC, MetricSum, decode, encode
 from fedalign.privacy.adaptive_clipping import norm_bit
@@ -78,6 +78,30 @@ def check(contribution: Contribution, template: Template | None) -> Contribution
     if template is not None:
         template.check(contribution)
     return contribution
+
+
+def check_stacked(
+    stacked: StackedContribution, template: Template | None
+) -> tuple[Contribution, list[int], dict[int, Exception]]:
+    """Return the total of those clients of a stack who may be added, their places, and why others may not.
+
+    As :func:`check` of each; but that all is finite shows in the total, and only if it is not are the clients looked at
+    one by one.
+    """
+    failures = dict(stacked.failures)
+    if template is not None:
+        failures |= template.check_stacked(stacked)
+    places = [place for place in range(len(stacked)) if place not in failures]
+    summed = stacked.total(places)
+    if template is None or all(is_finite(tensor) for tensor in summed.tensors.values()):
+        return summed, places, failures
+    for place in places:
+        try:
+            template.check(stacked.one(place))
+        except ValueError as error:
+            failures[place] = error
+    places = [place for place in places if place not in failures]
+    return stacked.total(places), places, failures
 
 
 def shield_metrics(contribution: Contribution, names: Sequence[str], private: bool) -> Vector:

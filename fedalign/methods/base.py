@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from torch import Tensor
 
-from fedalign.contribution import Contribution, State, mean_delta
+from fedalign.contribution import Contribution, StackedContribution, State, mean_delta
 from fedalign.data.federated import Kind, Role
 from fedalign.data.schema import Encoder, Question
 from fedalign.metrics.record import MetricSum
@@ -145,6 +145,23 @@ class Phase(ABC, Generic[ShardT]):
         Inside one process nothing is copied: ``state`` must not be changed in place, and the contribution's tensors
         must not be parameters of a network that the next client trains too.
         """
+
+    def stacked_size(self) -> int:
+        """Return how many trained numbers each client of a stack has; by default 0: clients train one by one only.
+
+        A phase that returns more than 0 has :meth:`local_many`.
+        """
+        return 0
+
+    def local_many(
+        self, state: State, shards: Sequence[ShardT], streams: Sequence[Streams], memories: Sequence[Memory]
+    ) -> StackedContribution:
+        """Return several clients' contributions, trained side by side; those of :meth:`local`, to rounding.
+
+        A client that fails is named among the failures, and its memory is of no use afterwards. An error is nobody's in
+        particular: clients are then trained one by one, with the memories that they had before.
+        """
+        raise TypeError(f"phase {self.name} trains clients one by one only")
 
     def update(self, state: State, total: Contribution, optimizer: ServerOptimizer) -> State:
         """Return the state after a round; on the server. By default one server step along the mean delta."""

@@ -85,7 +85,7 @@ class EpisodePlan:
             targets.append(batch_of(pick.judgments, pick.index[:, pick.context :], generator))
             rows[pick.judgments.person] = slice(start, start + len(pick.index))
             start += len(pick.index)
-        return Drawn(_join(contexts), _join(targets), rows)
+        return Drawn(join_batches(contexts), join_batches(targets), rows)
 
     def picks(self, people: Sequence[Judgments], generator: torch.Generator) -> Iterator[Pick]:
         """Yield which judgments a step shows, person by person; all have the same context and target sizes."""
@@ -111,7 +111,8 @@ class EpisodePlan:
         return int(torch.randint(self.min_context, self.max_context + 1, (), generator=generator))
 
 
-def _join(batches: Sequence[Batch]) -> Batch:
+def join_batches(batches: Sequence[Batch]) -> Batch:
+    """Return the episodes of all batches as one; all have as many judgments an episode."""
     if len(batches) == 1:
         return batches[0]
     first, second, preferred = zip(*((b.first, b.second, b.preferred) for b in batches), strict=True)

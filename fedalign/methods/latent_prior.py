@@ -68,6 +68,8 @@ class LatentPrior(ABC):
     """Settings of a prior: what clients report of their posteriors, and what the server makes of it."""
 
     needs: ClassVar[Needs] = Needs.SUM
+    silent: ClassVar[bool] = False
+    """Whether clients report nothing, whatever their posteriors."""
 
     def initial(self, dim: int, streams: Streams) -> State:
         """Return the prior's part of the state before the first round."""
@@ -97,6 +99,8 @@ class LatentPrior(ABC):
 @dataclass(frozen=True)
 class StandardPrior(LatentPrior):
     """N(0, I), as in VPL."""
+
+    silent: ClassVar[bool] = True
 
     def components(self, state: State, person: str) -> None:
         """Return None."""

@@ -22,7 +22,8 @@ from fedalign.privacy.dp_sgd import UnitLosses, private_gradients
 from fedalign.privacy.local import KEY, LocalPrivacy
 from fedalign.rng import Streams
 
-_MOMENTS = "optimizer"
+MOMENTS = "optimizer"
+"""Where a client's memory holds the optimiser's state, by parameter."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class LocalTraining:
         floor = self.final_lr * self.lr
         return floor + 0.5 * (self.lr - floor) * (1 + math.cos(math.pi * step / max(1, total_steps)))
 
-    def build_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    def build_optimizer(self, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
         """Return a fresh optimiser over ``parameters``."""
         if self.optimizer == "adam":
             return torch.optim.Adam(parameters, lr=self.lr, fused=True)
@@ -137,10 +138,15 @@ def train(
 
     optimizer = _descend(network, state, gradients, settings, steps_before, total_steps, memory, personal)
     if not math.isfinite(losses):
-        raise FloatingPointError(f"local loss is {losses}; lower the lr of local training")
+        raise loss_failure(losses)
     if settings.optimizer_state == "persist":
         _remember(optimizer, network, memory)
     return losses / settings.steps
+
+
+def loss_failure(loss: float) -> FloatingPointError:
+    """Return the error of a client whose loss is not finite."""
+    return FloatingPointError(f"local loss is {loss}; lower the lr of local training")
 
 
 def train_privately(
@@ -280,8 +286,8 @@ def _recall(optimizer: torch.optim.Optimizer, network: nn.Module, memory: Memory
         owner, _, key = place.rpartition("/")
         kept.setdefault(owner, {})[key] = value
     for name, parameter in network.named_parameters():
-        if f"{_MOMENTS}/{name}" in kept:
-            optimizer.state[parameter] = kept[f"{_MOMENTS}/{name}"]
+        if f"{MOMENTS}/{name}" in kept:
+            optimizer.state[parameter] = kept[f"{MOMENTS}/{name}"]
 
 
 def _remember(optimizer: torch.optim.Optimizer, network: nn.Module, memory: Memory) -> None:
@@ -289,4 +295,4 @@ def _remember(optimizer: torch.optim.Optimizer, network: nn.Module, memory: Memo
     for name, parameter in network.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
-                memory[f"{_MOMENTS}/{name}/{key}"] = value
+                memory[f"{MOMENTS}/{name}/{key}"] = value

@@ -38,6 +38,10 @@ class Membership(ABC):
         Tensor, shape (...)
         """
 
+    def weights(self, index: Tensor) -> Tensor | None:
+        """Return fixed weights of the heads' losses, shape (K, ...), that :meth:`losses` amounts to, if it does."""
+        return None
+
     @abstractmethod
     def shares(self) -> Tensor:
         """Return the weight of the person's update in the mean of each head, shape (K,), within [0, 1]."""
@@ -61,7 +65,11 @@ class WeightedHeads(Membership):
 
     def losses(self, logits: Tensor, preferred: Tensor, index: Tensor) -> Tensor:
         """Return each judgment's losses under the heads, weighted and summed."""
-        return (self._weights[:, index] * preference_nll(logits, preferred.expand_as(logits))).sum(0)
+        return (self.weights(index) * preference_nll(logits, preferred.expand_as(logits))).sum(0)
+
+    def weights(self, index: Tensor) -> Tensor:
+        """Return those of the judgments at ``index``."""
+        return self._weights[:, index]
 
     def shares(self) -> Tensor:
         """Return what was given."""

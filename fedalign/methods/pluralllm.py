@@ -6,6 +6,7 @@ question prior, and the network learns how a group deviates from it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
@@ -14,10 +15,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedalign.contribution import Contribution, State, weighted_delta
+from fedalign.contribution import Contribution, StackedContribution, State, stacked_delta, weighted_delta
 from fedalign.data.schema import GroupJudgments, SurveyShard
 from fedalign.errors import UserError
 from fedalign.methods.base import Artefacts, Memory, Phase, Setting
+from fedalign.methods.gpo_episodes import GPOEpisode, lay_out, stacked_losses
 from fedalign.methods.local_training import (
     LocalTraining,
     check_equal_weight,
@@ -27,10 +29,12 @@ from fedalign.methods.local_training import (
     train_privately,
 )
 from fedalign.methods.question_prior import Base, QuestionPriorPhase, base_of
-from fedalign.methods.survey import Evaluation, Points, SurveyMethod, SurveyPhase, points_of
+from fedalign.methods.stacked_training import train_stacked
+from fedalign.methods.survey import Evaluation, SurveyMethod, SurveyPhase
 from fedalign.metrics.record import MetricSum, encode
 from fedalign.models.gpo import GPOModel
-from fedalign.objectives.gpo_nll import gpo_nll, segment_log_softmax
+from fedalign.models.stacked import Stack, stackable
+from fedalign.objectives.gpo_nll import segment_log_softmax
 from fedalign.privacy.dp_sgd import UnitLosses
 from fedalign.privacy.local import KEY, LocalPrivacy, Unit
 from fedalign.rng import Streams
@@ -111,21 +115,44 @@ class GPOPhase(SurveyPhase):
 
         def loss(step: int) -> Tensor:
             nonlocal first_points
-            terms = []
-            for judgments, base in zip(shard.groups, bases, strict=True):
-                context, target = self.method.episode.draw(judgments.train, generator)
-                if step == 0:
-                    first_points += len(points_of(judgments, torch.cat([context, target])).index)
-                terms.append(self.episode_loss(judgments, base, context, target))
-            return torch.stack(terms).mean()
+            episodes = self._episodes(shard, bases, generator)
+            if step == 0:
+                first_points = sum(episode.points for episode in episodes)
+            return torch.stack([e.loss(self._network, self.method.loss_reduction) for e in episodes]).mean()
 
-        before = local.steps * (streams.round - 1)
-        value = train(self._network, state, loss, local, before, local.steps * self.rounds, memory)
+        steps = (local.steps * (streams.round - 1), local.steps * self.rounds)
+        value = train(self._network, state, loss, local, *steps, memory)
         weight = self._weight(shard, first_points)
         after = dict(self._network.named_parameters())
         contribution = weighted_delta({name: state[name] for name in after}, after, weight)
-        losses = encode([MetricSum("train/loss", g.group, value, 1.0) for g in shard.groups])
-        return Contribution(contribution.tensors, {**contribution.scalars, **losses})
+        return Contribution(contribution.tensors, {**contribution.scalars, **_losses(shard, value)})
+
+    def stacked_size(self) -> int:
+        """Return the network's size; 0 with DP-SGD, which bounds the gradients of one client's units at a time."""
+        if self._privacy is not None or not stackable(self._network):
+            return 0
+        return sum(parameter.numel() for parameter in self._network.parameters())
+
+    def local_many(
+        self, state: State, shards: Sequence[SurveyShard], streams: Sequence[Streams], memories: Sequence[Memory]
+    ) -> StackedContribution:
+        """Train every client on episodes of its own groups."""
+        local, count = self.method.local, len(shards)
+        generators = [own.torch("episodes") for own in streams]
+        bases = [[self._base(state, shard, judgments) for judgments in shard.groups] for shard in shards]
+        first_points: list[int] = []
+
+        def losses(step: int) -> Tensor:
+            episodes = [self._episodes(shards[i], bases[i], generators[i]) for i in range(count)]
+            if step == 0:
+                first_points.extend(sum(episode.points for episode in own) for own in episodes)
+            return stacked_losses(self._stack.network, episodes, self.method.loss_reduction)
+
+        steps = (local.steps * (streams[0].round - 1), local.steps * self.rounds)
+        outcome = train_stacked(self._stack, state, losses, local, *steps, memories)
+        weights = [self._weight(shard, points) for shard, points in zip(shards, first_points, strict=True)]
+        own = [Contribution(scalars=_losses(shard, value)) for shard, value in zip(shards, outcome.losses, strict=True)]
+        return stacked_delta(state, self._stack.parameters, weights, own, outcome.failures)
 
     def predict(
         self, state: State, shard: SurveyShard, judgments: GroupJudgments, context: Tensor, target: Tensor
@@ -133,8 +160,9 @@ class GPOPhase(SurveyPhase):
         """Return the softmax of the predicted means; the predicted variance is not used (as in the paper)."""
         load_parameters(self._network, state)
         base = self._base(state, shard, judgments)
-        mean, _, points = self._forward(judgments, base, context, target)
-        return segment_log_softmax(mean.double(), points.segments, points.questions).exp()
+        episode = lay_out(judgments, base, context, target)
+        mean, _ = episode.predict(self._network)
+        return segment_log_softmax(mean.double(), episode.target.segments, episode.target.questions).exp()
 
     def _local_privately(
         self, state: State, shard: SurveyShard, streams: Streams, memory: Memory, privacy: LocalPrivacy
@@ -149,6 +177,17 @@ class GPOPhase(SurveyPhase):
         with streams.torch_default("gpo/initial"):
             return self._model.build(self._features, PRIOR_FEATURES if self._with_prior else 0)
 
+    @functools.cached_property
+    def _stack(self) -> Stack:
+        return Stack(self._network)
+
+    def _episodes(
+        self, shard: SurveyShard, bases: Sequence[Base | None], generator: torch.Generator
+    ) -> list[GPOEpisode]:
+        """Draw a step's episodes, one for each of a shard's groups."""
+        drawn = [(judgments, self.method.episode.draw(judgments.train, generator)) for judgments in shard.groups]
+        return [lay_out(judgments, base, *split) for (judgments, split), base in zip(drawn, bases, strict=True)]
+
     def _base(self, state: State, shard: SurveyShard, judgments: GroupJudgments) -> Base | None:
         return base_of(state, shard, judgments, self.method.smoothing) if self._with_prior else None
 
@@ -159,26 +198,12 @@ class GPOPhase(SurveyPhase):
 
     def episode_loss(self, judgments: GroupJudgments, base: Base | None, context: Tensor, target: Tensor) -> Tensor:
         """Return the negative log-likelihood of one group's target points given its context."""
-        mean, log_std, points = self._forward(judgments, base, context, target)
-        nll = gpo_nll(mean, log_std, judgments.shares[points.index], points.segments, points.questions)
-        return nll.sum() if self.method.loss_reduction == "sum" else nll.mean()
+        return lay_out(judgments, base, context, target).loss(self._network, self.method.loss_reduction)
 
-    def _forward(
-        self, judgments: GroupJudgments, base: Base | None, context: Tensor, target: Tensor
-    ) -> tuple[Tensor, Tensor, Points]:
-        """Return mean logits and log standard deviations of the target points, and their layout."""
-        seen, hidden = points_of(judgments, context), points_of(judgments, target)
-        index = torch.cat([seen.index, hidden.index])
-        shares = torch.cat([judgments.shares[seen.index], torch.zeros(len(hidden.index))])
-        columns = [judgments.features[index], shares[:, None]]
-        if base is None:
-            mean, log_std = self._network(torch.cat(columns, 1), len(seen.index))
-            return mean, log_std, hidden
-        # A context point shows how its share differs from the base, a target point shows no difference.
-        columns[1] = torch.where(torch.arange(len(index)) < len(seen.index), shares - base.shares[index], 0)[:, None]
-        columns.append(torch.stack([base.shares[index], torch.log1p(base.support[index])], 1))
-        deviation, log_std = self._network(torch.cat(columns, 1), len(seen.index))
-        return base.shares[hidden.index].log() + deviation, log_std, hidden
+
+def _losses(shard: SurveyShard, value: float) -> dict[str, float]:
+    """Return a client's training loss, as that of each of its groups."""
+    return encode([MetricSum("train/loss", judgments.group, value, 1.0) for judgments in shard.groups])
 
 
 class _EachGroup(UnitLosses):

@@ -7,6 +7,7 @@ judgments fine-tune the heads before they predict.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
@@ -15,20 +16,23 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedalign.contribution import Contribution, State, total, weighted_delta
+from fedalign.contribution import Contribution, StackedContribution, State, total, weighted_delta
 from fedalign.data.pairs import Judgments, PairShard
 from fedalign.errors import UserError
 from fedalign.methods.adaptation import Adaptation
 from fedalign.methods.assignment import Assignment, Heads
 from fedalign.methods.base import Artefacts, Memory, Needs, Phase, ServerOptimizer, Setting
 from fedalign.methods.episodes import EpisodePlan
-from fedalign.methods.head_average import HEAD_WEIGHTS, change_by_head, mean_by_head
+from fedalign.methods.head_average import HEAD_WEIGHTS, change_by_head, mean_by_head, stacked_change_by_head
 from fedalign.methods.local_training import LocalTraining, load_parameters, train, train_privately, trainable
 from fedalign.methods.membership import Membership
 from fedalign.methods.pairs import PairEvaluation, PairMethod, PairPhase, Predictor, batch_of
+from fedalign.methods.reward_stack import Learner, stacked_losses
 from fedalign.methods.reward_units import check_reward, reward_units
+from fedalign.methods.stacked_training import train_stacked
 from fedalign.metrics.record import MetricSum, encode
 from fedalign.models.reward import RewardHeads, RewardSpec
+from fedalign.models.stacked import Stack, stackable
 from fedalign.privacy.local import LocalPrivacy, Unit
 from fedalign.rng import Streams
 from fedalign.template import Template
@@ -87,8 +91,48 @@ class RewardPhase(PairPhase):
         weight = self.method.client_weight(shard)
         after = {name: parameter.detach() for name, parameter in trainable(self.network).items()}
         change = change_by_head(state, after, weight, _shares(shard.people, members))
-        losses = encode([MetricSum("train/loss", j.group, loss, 1.0) for j in shard.people])
-        return Contribution({**change.tensors, **reports}, {**change.scalars, **losses})
+        own = _told(reports, shard, loss)
+        return Contribution({**change.tensors, **own.tensors}, {**change.scalars, **own.scalars})
+
+    def stacked_size(self) -> int:
+        """Return the heads' size; 0 with DP-SGD, which bounds the gradients of one client's units at a time."""
+        if self._privacy is not None or self.method.local is None or not stackable(self.network):
+            return 0
+        return sum(parameter.numel() for parameter in self.network.parameters())
+
+    def local_many(
+        self, state: State, shards: Sequence[PairShard], streams: Sequence[Streams], memories: Sequence[Memory]
+    ) -> StackedContribution:
+        """Train every client on the judgments of its own episodes, as its people's memberships say."""
+        local, past = self.method.local, streams[0].round - 1
+        if local is None:
+            raise ValueError("method.local=null has no federated rounds")
+        self.load(state)
+        reports = [self.method.assignment.report(self._heads, shard.people, past + 1) for shard in shards]
+        clients = [
+            Learner(
+                shard.people,
+                self._members(state, shard.people, past + 1, memory),
+                own.torch("episodes"),
+                own.torch("dropout"),
+            )
+            for shard, own, memory in zip(shards, streams, memories, strict=True)
+        ]
+
+        def losses(step: int) -> Tensor:
+            return stacked_losses(self._stack.network, clients, self.method.episodes)
+
+        personal = [parameter for client in clients for m in client.members.values() for parameter in m.personal]
+        outcome = train_stacked(
+            self._stack, state, losses, local, local.steps * past, local.steps * self.rounds, memories, personal
+        )
+        for client, memory in zip(clients, memories, strict=True):
+            for member in client.members.values():
+                member.remember(memory)
+        told = [_told(*each) for each in zip(reports, shards, outcome.losses, strict=True)]
+        weights = [self.method.client_weight(shard) for shard in shards]
+        shares = [_shares(client.people, client.members) for client in clients]
+        return stacked_change_by_head(state, self._stack.parameters, weights, shares, told, outcome.failures)
 
     def update(self, state: State, total: Contribution, optimizer: ServerOptimizer) -> State:
         """Return the state after one server step; each head moves along the mean of those who trained it."""
@@ -121,6 +165,10 @@ class RewardPhase(PairPhase):
     def evaluate(self, state: State, shard: PairShard, streams: Streams) -> Contribution:
         """Return accuracy sums of every population that the shard holds, by category."""
         return super().evaluate(state, self.method.assignment.scored(shard), streams)
+
+    @functools.cached_property
+    def _stack(self) -> Stack:
+        return Stack(self.network)
 
     def _build(self, streams: Streams) -> RewardHeads:
         with streams.torch_default("reward/initial"):
@@ -217,6 +265,11 @@ class _Workspace(Heads):
         logits = self._network.logits(first, second)
         # A head that reads both responses may lean to a place, and here the chosen response always comes first.
         return 0.5 * (logits - self._network.logits(second, first)) if self._joint else logits
+
+
+def _told(reports: Mapping[str, Tensor], shard: PairShard, loss: float) -> Contribution:
+    """Return what a client adds beside its change."""
+    return Contribution(reports, encode([MetricSum("train/loss", j.group, loss, 1.0) for j in shard.people]))
 
 
 def _shares(people: Sequence[Judgments], members: Mapping[str, Membership]) -> Tensor:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from fedalign.contribution import Contribution, State, mean_delta, total, weighted_delta
+from fedalign.contribution import (
+    Contribution,
+    StackedContribution,
+    State,
+    mean_delta,
+    total,
+    weighted_delta,
+)
 from fedalign.data.pairs import Judgments, PairShard, Role
 from fedalign.methods.base import Artefacts, Memory, ServerOptimizer, Setting
 from fedalign.methods.divergence import LocalWeights
@@ -18,8 +26,10 @@ from fedalign.methods.latent_prior import Components, Posterior
 from fedalign.methods.latents import activity, moments, opposed
 from fedalign.methods.local_training import load_parameters, train, train_privately, trainable
 from fedalign.methods.pairs import PairPhase, Predictor, batch_of
+from fedalign.methods.selector_stack import SelectorStack
 from fedalign.methods.selector_units import EachLatent, check_selector
 from fedalign.metrics.record import MetricSum, encode
+from fedalign.models.stacked import stackable
 from fedalign.models.variational import VariationalReward, VariationalSpec
 from fedalign.objectives.latent import aggregate_posterior
 from fedalign.objectives.preference import preference_nll
@@ -36,6 +46,8 @@ _POSTERIOR_CONTEXTS = 8
 class Workspace(nn.Module):
     """The network that states are loaded into, and the prototypes beside it."""
 
+    stackable: ClassVar[bool] = True
+
     def __init__(self, reward: VariationalReward, prototypes: Tensor | None) -> None:
         super().__init__()
         self.reward = reward
@@ -51,6 +63,25 @@ class PersonView:
     components: Components | None
     weights: LocalWeights | None
     label: int | None
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What one client draws for a training step.
+
+    Parameters
+    ----------
+    drawn : Drawn
+        E episodes.
+    noise : float Tensor, shape (E, d)
+        Of their latents.
+    keep : float Tensor, shape (E, T), or None
+        Where the part of a logit that does not see the latent is kept; None is everywhere.
+    """
+
+    drawn: Drawn
+    noise: Tensor
+    keep: Tensor | None
 
 
 class SelectorPhase(PairPhase):
@@ -94,7 +125,7 @@ class SelectorPhase(PairPhase):
         if self._privacy is not None:
             return self._local_privately(state, shard, streams, memory, self._privacy)
         local = self.method.local
-        views = {judgments.person: self._view(state, judgments, memory) for judgments in shard.people}
+        views = self.views(state, shard, memory)
         generator = streams.torch("episodes")
         sums = {"reconstruction": 0.0, "kl": 0.0}
 
@@ -103,7 +134,7 @@ class SelectorPhase(PairPhase):
             reconstruction, kl, rest = self._losses(shard.people, views, position, generator)
             sums["reconstruction"] += float(reconstruction.detach()) / local.steps
             sums["kl"] += float(kl.detach()) / local.steps
-            return reconstruction + self._kl_weight(position) * kl + rest
+            return reconstruction + self.kl_weight(position) * kl + rest
 
         own = [view.weights for view in views.values() if view.weights is not None]
         before = local.steps * (streams.round - 1)
@@ -116,13 +147,20 @@ class SelectorPhase(PairPhase):
         for weights in own:
             weights.remember(memory)
         contribution = weighted_delta(*self._change(state), self.method.client_weight(shard))
-        reports = self.method.prior.report(state, self._posteriors(shard, generator))
-        metrics = [
-            MetricSum(f"train/{name}", judgments.group, amount, 1.0)
-            for judgments in shard.people
-            for name, amount in {"loss": value, **sums}.items()
-        ]
-        return Contribution({**contribution.tensors, **reports}, {**contribution.scalars, **encode(metrics)})
+        told = self.told(state, shard, {"loss": value, **sums}, generator)
+        return Contribution({**contribution.tensors, **told.tensors}, {**contribution.scalars, **told.scalars})
+
+    def stacked_size(self) -> int:
+        """Return the selector's size; 0 with DP-SGD, which bounds the gradients of one client's units at a time."""
+        if self._privacy is not None or not stackable(self.network):
+            return 0
+        return sum(parameter.numel() for parameter in self.network.parameters())
+
+    def local_many(
+        self, state: State, shards: Sequence[PairShard], streams: Sequence[Streams], memories: Sequence[Memory]
+    ) -> StackedContribution:
+        """Train every client on episodes of its own people."""
+        return self._stack.local_many(state, shards, streams, memories)
 
     def update(self, state: State, total: Contribution, optimizer: ServerOptimizer) -> State:
         """Return the state after one server step, with the prior fitted to the sum of reports."""
@@ -196,7 +234,7 @@ class SelectorPhase(PairPhase):
         """
         views = {judgments.person: self._view(state, judgments, {})}
         reconstruction, kl, rest = self._losses([judgments], views, position, generator)
-        return reconstruction + self._kl_weight(position) * kl + rest
+        return reconstruction + self.kl_weight(position) * kl + rest
 
     def _local_privately(
         self, state: State, shard: PairShard, streams: Streams, memory: Memory, privacy: LocalPrivacy
@@ -211,17 +249,26 @@ class SelectorPhase(PairPhase):
         self.network.eval()
         return weighted_delta(*self._change(state), 1.0)
 
-    def _kl_weight(self, position: float) -> float:
+    def kl_weight(self, position: float) -> float:
+        """Return the weight of the KL term, ``position`` rounds after the start."""
         return self.method.divergence.beta * self.method.divergence.annealing.factor(position)
 
     def _predictor(self, z: Tensor) -> Predictor:
         return lambda first, second: self.network.reward.odds(first, second, z)
+
+    @functools.cached_property
+    def _stack(self) -> SelectorStack:
+        return SelectorStack(self)
 
     def _build(self, streams: Streams) -> Workspace:
         with streams.torch_default("selector/initial"):
             reward = self._spec.build(self._features)
         prototypes = self.method.prototypes
         return Workspace(reward, None if prototypes is None else prototypes.initial(self._spec.latent, streams))
+
+    def views(self, state: State, shard: PairShard, memory: Memory) -> dict[str, PersonView]:
+        """Return what a round's state says to each of a client's people."""
+        return {judgments.person: self._view(state, judgments, memory) for judgments in shard.people}
 
     def _view(self, state: State, judgments: Judgments, memory: Memory) -> PersonView:
         """Collect what concerns one person; drops what depends on the prior while there is none."""
@@ -236,16 +283,36 @@ class SelectorPhase(PairPhase):
         self, people: Sequence[Judgments], views: Mapping[str, PersonView], position: float, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return negative log-likelihood a target, KL a person, and the prototype loss, each a mean over episodes."""
-        network, spec = self.network.reward, self._spec
-        drawn: Drawn = self.method.episodes.draw(people, generator)
-        context, target = drawn.context, drawn.target
+        network = self.network.reward
+        drawing = self.draw(people, generator)
+        context, target = drawing.drawn.context, drawing.drawn.target
         mean, log_variance = network.posterior(context.first, context.second, context.preferred)
-        z = mean + (0.5 * log_variance).exp() * torch.randn(mean.shape, generator=generator)
-        keep = None
-        if spec.base_dropout:
-            keep = (torch.rand(target.preferred.shape, generator=generator) >= spec.base_dropout).float()
-        logits = network.logits(target.first, target.second, z, keep)
+        z = mean + (0.5 * log_variance).exp() * drawing.noise
+        logits = network.logits(target.first, target.second, z, drawing.keep)
         reconstruction = preference_nll(logits, target.preferred).mean()
+        kl = self.kl(mean, log_variance, drawing.drawn, views, position, generator)
+        prototypes = None if self.method.prototypes is None else self.network.prototypes
+        return reconstruction, kl, self.pull(z, prototypes, drawing.drawn, views, position)
+
+    def draw(self, people: Sequence[Judgments], generator: torch.Generator) -> Drawing:
+        """Return what one client draws for a step before the network is asked."""
+        drawn = self.method.episodes.draw(people, generator)
+        noise = torch.randn(len(drawn.context.preferred), self._spec.latent, generator=generator)
+        if not self._spec.base_dropout:
+            return Drawing(drawn, noise, None)
+        kept = torch.rand(drawn.target.preferred.shape, generator=generator) >= self._spec.base_dropout
+        return Drawing(drawn, noise, kept.float())
+
+    def kl(
+        self,
+        mean: Tensor,
+        log_variance: Tensor,
+        drawn: Drawn,
+        views: Mapping[str, PersonView],
+        position: float,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Return one client's mean KL over its episodes."""
         temperature = self.method.divergence.temperature_at(min(1.0, position / max(1, self.rounds)))
         terms = []
         for person, rows in drawn.rows.items():
@@ -256,12 +323,30 @@ class SelectorPhase(PairPhase):
                     mean[rows], log_variance[rows], view.components, log_weights, generator
                 ).sum()
             )
-        kl = torch.stack(terms).sum() / len(mean)
-        rest = torch.zeros(())
-        if self.method.prototypes is not None:
-            labels = {person: (rows, views[person].label) for person, rows in drawn.rows.items()}
-            rest = self.method.prototypes.loss(z, self.network.prototypes, labels, position)
-        return reconstruction, kl, rest
+        return torch.stack(terms).sum() / len(mean)
+
+    def pull(
+        self, z: Tensor, prototypes: Tensor | None, drawn: Drawn, views: Mapping[str, PersonView], position: float
+    ) -> Tensor:
+        """Return one client's prototype loss; 0 where there are none."""
+        if self.method.prototypes is None or prototypes is None:
+            return torch.zeros(())
+        labels = {person: (rows, views[person].label) for person, rows in drawn.rows.items()}
+        return self.method.prototypes.loss(z, prototypes, labels, position)
+
+    def told(
+        self, state: State, shard: PairShard, values: Mapping[str, float], generator: torch.Generator
+    ) -> Contribution:
+        """Return what a client adds beside its change: reports of the workspace's posteriors, and metrics."""
+        self.network.eval()
+        prior = self.method.prior
+        reports = {} if prior.silent else prior.report(state, self._posteriors(shard, generator))
+        metrics = [
+            MetricSum(f"train/{name}", judgments.group, amount, 1.0)
+            for judgments in shard.people
+            for name, amount in values.items()
+        ]
+        return Contribution(reports, encode(metrics))
 
     def _change(self, state: State) -> tuple[State, State]:
         """Return the trained tensors as they were broadcast, and as they are now."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -18,9 +18,12 @@ class Body(nn.Module):
     ----------
     dim : int
         Width of the output.
+    input_dropout : float
+        Share of its input that a training step leaves out; it draws for nothing else, if this is not 0.
     """
 
     dim: int
+    input_dropout: float = 0.0
 
 
 class BodySpec(ABC):
@@ -55,9 +58,11 @@ class FeatureBody(BodySpec):
 
 
 class _FeatureNetwork(Body):
+    stackable: ClassVar[bool] = True
+
     def __init__(self, features: int, spec: FeatureBody) -> None:
         super().__init__()
-        self.dim = spec.width
+        self.dim, self.input_dropout = spec.width, spec.dropout
         # Encoders give vectors of length about 1; entries of size about 1 suit the usual initial weights.
         self._scale = math.sqrt(features)
         layers: list[nn.Module] = [nn.Dropout(spec.dropout), nn.Linear(features, spec.width)]

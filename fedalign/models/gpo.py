@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,8 @@ class ContextAttention(nn.Module):
         Must divide ``width``.
     """
 
+    stackable: ClassVar[bool] = True
+
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
@@ -39,18 +41,31 @@ class ContextAttention(nn.Module):
             for linear in (self.query, self.key_value, self.out):
                 linear.bias.zero_()
 
-    def forward(self, x: Tensor, n_context: int) -> Tensor:
-        """Return attended points; ``x`` has shape (points, width), its first ``n_context`` rows are the context."""
-        points, width = x.shape
-        query = self.query(x).view(points, self.heads, -1).transpose(0, 1)
-        key, value = self.key_value(x[:n_context]).view(n_context, 2, self.heads, -1).permute(1, 2, 0, 3)
-        attended = F.scaled_dot_product_attention(query[None], key[None], value[None])[0]
-        merged: Tensor = self.out(attended.transpose(0, 1).reshape(points, width))
+    def forward(self, x: Tensor, n_context: int, known: Tensor | None = None) -> Tensor:
+        """Return attended points, shape (..., points, width).
+
+        Parameters
+        ----------
+        x : Tensor, shape (..., points, width)
+            The first ``n_context`` points are the context.
+        n_context : int
+        known : bool Tensor, shape (..., n_context), or None
+            Which of them are there, at least one; None stands for all.
+        """
+        points, width = x.shape[-2:]
+        query = self.query(x).view(-1, points, self.heads, width // self.heads).transpose(1, 2)
+        key_value = self.key_value(x[..., :n_context, :])
+        key, value = key_value.view(-1, n_context, 2, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        mask = None if known is None else known.view(-1, 1, 1, n_context)
+        attended = F.scaled_dot_product_attention(query, key, value, mask)
+        merged: Tensor = self.out(attended.transpose(1, 2).reshape(x.shape))
         return merged
 
 
 class Block(nn.Module):
     """One post-norm transformer block with ReLU, as in torch.nn.TransformerEncoderLayer."""
+
+    stackable: ClassVar[bool] = True
 
     def __init__(self, width: int, heads: int, feedforward: int) -> None:
         super().__init__()
@@ -60,9 +75,9 @@ class Block(nn.Module):
         self.down = nn.Linear(feedforward, width)
         self.norm2 = nn.LayerNorm(width)
 
-    def forward(self, x: Tensor, n_context: int) -> Tensor:
-        """Return transformed points, shape (points, width)."""
-        x = self.norm1(x + self.attention(x, n_context))
+    def forward(self, x: Tensor, n_context: int, known: Tensor | None = None) -> Tensor:
+        """Return transformed points, shape (..., points, width); see :class:`ContextAttention`."""
+        x = self.norm1(x + self.attention(x, n_context, known))
         transformed: Tensor = self.norm2(x + self.down(F.relu(self.up(x))))
         return transformed
 
@@ -83,6 +98,8 @@ class GPONetwork(nn.Module):
     settings : GPOModel
     """
 
+    stackable: ClassVar[bool] = True
+
     def __init__(self, inputs: int, features: int, settings: GPOModel) -> None:
         super().__init__()
         width, layers, heads, feedforward = settings.width, settings.layers, settings.heads, settings.feedforward
@@ -93,32 +110,34 @@ class GPONetwork(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads, feedforward) for _ in range(layers))
         self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))
 
-    def forward(self, tokens: Tensor, n_context: int) -> tuple[Tensor, Tensor]:
+    def forward(self, tokens: Tensor, n_context: int, known: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return mean logit and log standard deviation of every target point.
 
         Parameters
         ----------
-        tokens : Tensor, shape (points, inputs)
+        tokens : Tensor, shape (..., points, inputs)
             Context points first, then target points with their share set to 0.
         n_context : int
             Number of context points, at least 1.
+        known : bool Tensor, shape (..., n_context), or None
+            Which context points are there, at least one, where some have fewer than others; None stands for all.
 
         Returns
         -------
-        tuple of Tensor, each of shape (points - n_context,)
+        tuple of Tensor, each of shape (..., points - n_context)
         """
         x = self.embedder(self._scaled(tokens))
         for block in self.blocks:
-            x = block(x, n_context)
-        mean, log_std = self.head(x[n_context:]).unbind(-1)
+            x = block(x, n_context, known)
+        mean, log_std = self.head(x[..., n_context:, :]).unbind(-1)
         return mean, log_std
 
     def _scaled(self, tokens: Tensor) -> Tensor:
         if self.input_scale == "raw":
             return tokens
-        features, others = tokens[:, : self.features], tokens[:, self.features :]
+        features, others = tokens[..., : self.features], tokens[..., self.features :]
         factor = self.features**0.5 if self.input_scale == "all" else 1.0
-        return torch.cat([F.rms_norm(features, (self.features,)), others * factor], 1)
+        return torch.cat([F.rms_norm(features, (self.features,)), others * factor], -1)
 
 
 @dataclass(frozen=True)

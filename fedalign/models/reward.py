@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -52,9 +52,11 @@ class RewardSpec(UtilitySpec):
 class RewardHeads(nn.Module):
     """K whole networks, each with a body of its own, so that no head is held back by another's features."""
 
+    stackable: ClassVar[bool] = True
+
     def __init__(self, features: int, heads: int, spec: RewardSpec) -> None:
         super().__init__()
-        self.heads = nn.ModuleList(_Reward(features, spec) for _ in range(heads))
+        self.heads = nn.ModuleList(RewardHead(features, spec) for _ in range(heads))
 
     def logits(self, first: Tensor, second: Tensor) -> Tensor:
         """Return every head's log odds that the first response is preferred.
@@ -70,7 +72,11 @@ class RewardHeads(nn.Module):
         return torch.stack([head(first, second) for head in self.heads])
 
 
-class _Reward(nn.Module):
+class RewardHead(nn.Module):
+    """One whole network: a body, and a score of one response or of two together."""
+
+    stackable: ClassVar[bool] = True
+
     def __init__(self, features: int, spec: RewardSpec) -> None:
         super().__init__()
         self.joint = spec.head == "selector"
@@ -79,6 +85,7 @@ class _Reward(nn.Module):
         self.score = nn.Sequential(nn.Linear(inputs, spec.width), nn.GELU(), nn.Linear(spec.width, 1))
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """Return the log odds that the first response is preferred, shape (...), from shapes (..., features)."""
         first, second = self.body(first), self.body(second)
         if self.joint:
             return self.score(torch.cat([first, second], -1)).squeeze(-1)  # type: ignore[no-any-return]
@@ -86,6 +93,8 @@ class _Reward(nn.Module):
 
 
 class _Utility(nn.Module):
+    stackable: ClassVar[bool] = True
+
     def __init__(self, features: int, spec: RewardSpec) -> None:
         super().__init__()
         self.body: Body = spec.body.build(features)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -73,6 +73,8 @@ class VariationalSpec(ModelSpec):
 class VariationalReward(nn.Module):
     """A body that reads responses, a set encoder that reads judgments, and a decoder that reads latents."""
 
+    stackable: ClassVar[bool] = True
+
     def __init__(self, features: int, spec: VariationalSpec) -> None:
         super().__init__()
         self.spec = spec
@@ -90,27 +92,31 @@ class VariationalReward(nn.Module):
         if spec.evidence:
             self.gain = nn.Parameter(torch.tensor(_INITIAL_GAIN))
 
-    def posterior(self, first: Tensor, second: Tensor, preferred: Tensor) -> tuple[Tensor, Tensor]:
+    def posterior(
+        self, first: Tensor, second: Tensor, preferred: Tensor, known: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return mean and log variance of q(z | context).
 
         Parameters
         ----------
-        first, second : float Tensor, shape (E, C, features)
+        first, second : float Tensor, shape (..., E, C, features)
             Encoded responses of C context pairs for each of E episodes.
-        preferred : float Tensor, shape (E, C)
+        preferred : float Tensor, shape (..., E, C)
             1 if the first response was preferred, 0 if the second, 1/2 for a tie.
+        known : bool Tensor, shape (..., E, C), or None
+            Which pairs are there, at least one, where some episodes have fewer than others; None stands for all.
 
         Returns
         -------
-        (Tensor, Tensor), each of shape (E, d)
+        (Tensor, Tensor), each of shape (..., E, d)
             They do not depend on the order of the pairs, nor on which response of a pair comes first.
         """
         left, right, sign = self.body(first), self.body(second), 2 * preferred - 1
-        mean, log_variance = self.encoder(left, right, sign)
+        mean, log_variance = self.encoder(left, right, sign, known)
         if self.spec.evidence:
             # What the judgments say of the taste itself: the first step of exact inference in a bilinear model.
             said = sign[..., None] * (self.taste(left) - self.taste(right))
-            mean = mean + self.gain * said.mean(-2)
+            mean = mean + self.gain[..., None, None] * _mean(said, known)
         if self.spec.max_log_variance is not None:
             log_variance = log_variance.clamp(max=self.spec.max_log_variance)
         return mean, log_variance
@@ -120,14 +126,14 @@ class VariationalReward(nn.Module):
 
         Parameters
         ----------
-        first, second : float Tensor, shape (E, T, features)
-        z : float Tensor, shape (E, d)
-        keep : float Tensor, shape (E, T), or None
+        first, second : float Tensor, shape (..., E, T, features)
+        z : float Tensor, shape (..., E, d)
+        keep : float Tensor, shape (..., E, T), or None
             Factors of the part without latent: 0 leaves it out. None is 1 everywhere.
 
         Returns
         -------
-        Tensor, shape (E, T)
+        Tensor, shape (..., E, T)
         """
         first, second = self.body(first), self.body(second)
         if self.spec.head == "selector":
@@ -167,6 +173,8 @@ class VariationalReward(nn.Module):
 class SetEncoder(nn.Module):
     """Judged pairs to a Gaussian: a code for each pair, combined over the context."""
 
+    stackable: ClassVar[bool] = True
+
     def __init__(self, dim: int, spec: VariationalSpec) -> None:
         super().__init__()
         self.aggregation = spec.aggregation
@@ -177,16 +185,31 @@ class SetEncoder(nn.Module):
         self.mean = nn.Linear(spec.width, spec.latent)
         self.log_variance = nn.Linear(spec.width, spec.latent)
 
-    def forward(self, first: Tensor, second: Tensor, sign: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and log variance, shape (E, d), from hidden vectors (E, C, dim) and signs (E, C)."""
+    def forward(
+        self, first: Tensor, second: Tensor, sign: Tensor, known: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return mean and log variance, shape (..., E, d), from hidden vectors (..., E, C, dim) and signs (..., E, C).
+
+        Where ``known``, shape (..., E, C), is not None, pairs at which it is false are taken for nothing.
+        """
         sign = sign.unsqueeze(-1)
         # Signed difference, midpoint and decidedness: what a judgment says, the same whichever response came first.
         codes = self.pair(torch.cat([sign * (first - second), (first + second) / 2, sign.abs()], -1))
         if self.aggregation == "attention":
             scores = self.query(codes) @ self.key(codes).transpose(-1, -2) / math.sqrt(codes.shape[-1])
+            if known is not None:
+                scores = scores.masked_fill(~known.unsqueeze(-2), -math.inf)
             codes = codes + torch.softmax(scores, -1) @ codes
-        pooled = codes.mean(-2)
+        pooled = _mean(codes, known)
         return self.mean(pooled), self.log_variance(pooled)
+
+
+def _mean(rows: Tensor, known: Tensor | None) -> Tensor:
+    """Return the mean over the last dimension but one, shape (..., width), of the rows that are there."""
+    if known is None:
+        return rows.mean(-2)
+    there: Tensor = known.unsqueeze(-1)
+    return torch.where(there, rows, 0.0).sum(-2) / there.sum(-2)
 
 
 def _perceptron(inputs: int, width: int, outputs: int) -> nn.Sequential:

@@ -70,7 +70,7 @@ def test_under_a_guarantee_it_is_clipped_with_the_bound_of_the_order(tmp_path: P
 def test_a_client_that_is_not_finite_is_named_and_not_averaged(tmp_path: Path, privacy: Privacy) -> None:
     phase = Pull(tell=lambda client, told: told.scale(math.nan) if client == "b" else told)
     at = desk(tmp_path, privacy, phase=phase)
-    content = add_up(CLIENTS, at.contribution)
+    content = add_up(at.told(CLIENTS))
     report, summed = NodeReport.of(content), decode_contribution(content)
     assert report.clients == tuple("acdef")
     assert [who for who, _ in report.failures] == ["b"]
@@ -140,10 +140,10 @@ def test_metrics_leave_as_the_guarantee_lets_them(tmp_path: Path) -> None:
 
 def test_a_single_reply_keeps_its_precision_and_a_sum_has_more(tmp_path: Path) -> None:
     at = desk(tmp_path, protection())
-    one, two = (decode_contribution(add_up(clients, at.contribution)) for clients in ("a", "ab"))
+    one, two = (decode_contribution(add_up(at.told(clients))) for clients in ("a", "ab"))
     assert one.tensors["delta/w"].dtype == torch.float32
     assert two.tensors["delta/w"].dtype == torch.float64
-    nobody = add_up([], at.contribution)
+    nobody = add_up(at.told([]))
     assert NodeReport.of(nobody).clients == ()
     assert decode_contribution(nobody).tensors == {}
 

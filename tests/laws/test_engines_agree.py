@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
 from pathlib import Path
@@ -11,10 +12,13 @@ from flwr.app import Context, RecordDict
 from flwr.serverapp import ServerApp
 
 from fedalign.engines.in_process import InProcess, InProcessGrid
+from fedalign.federation.batching import Batching
 from fedalign.federation.client_app import make_client_app
 from fedalign.federation.site import OpenSite
+from fedalign.run import start
+from tests.cases import mostly_slow
 
-from .conftest import Runner, final_state, residuals
+from .conftest import PAIRS, Runner, final_state, residuals
 
 TOLERANCE = 1e-6
 
@@ -63,6 +67,72 @@ def test_one_node_a_client_agrees_on_variational_methods(
     separate(monkeypatch)
     largest, _ = residuals(together, final_state(run_pairs("apart", f"method={arm}"), "selector"))
     assert largest <= TOLERANCE
+
+
+STACKED = ("engine=vectorised", "engine.choose=stack")
+# Plain steps: some numbers have no influence, and Adam makes steps of full size out of the rounding in their gradients.
+PREDICTOR = ("method.local.optimizer=sgd", "method.local.lr=0.05", "federation/sampler=fraction")
+GUARDS = {
+    "prior": ("method.prior=federated",),
+    "clipped": ("method.prior=none", "privacy=central", "privacy.epsilon=null", "privacy.noise_multiplier=0"),
+    # A small bound, so that the noise leaves a network whose gradients are of an ordinary size.
+    "noisy": (
+        *("method.prior=none", "privacy=central", "privacy.clip.bound=0.05", "privacy.noise_multiplier=1"),
+        *("privacy.epsilon=null", "privacy/randomness=seeded"),
+    ),
+    "masked": ("method.prior=none", "method.weight=points", "privacy=secure_sum", "federation/sampler=full"),
+}
+
+
+@pytest.mark.parametrize("guard", mostly_slow(GUARDS, ["prior", "noisy"]))
+def test_stacks_agree_with_the_loop_on_group_preference_predictors(run: Runner, guard: str) -> None:
+    changes = (*PREDICTOR, *GUARDS[guard])
+    alone, together = run("alone", *changes), run("together", *changes, *STACKED)
+    largest, mean = residuals(final_state(alone), final_state(together))
+    assert largest <= TOLERANCE
+    assert mean <= TOLERANCE
+    assert together.summary.metrics == pytest.approx(alone.summary.metrics, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_adam_on_stacks_predicts_what_it_does_in_the_loop(run: Runner) -> None:
+    """As shipped; what differs are numbers that predictions do not depend on."""
+    alone, together = run("alone"), run("together", *STACKED)
+    assert together.summary.metrics == pytest.approx(alone.summary.metrics, abs=1e-6)
+    one, other = final_state(alone), final_state(together)
+    without_influence = ("attention.key_value.bias", "head.2.bias")
+    felt = [name for name in one if not name.endswith(without_influence)]
+    largest, _ = residuals({name: one[name] for name in felt}, {name: other[name] for name in felt})
+    assert largest <= TOLERANCE
+
+
+@pytest.mark.parametrize("arm", mostly_slow(["fedvpl", "fedvpa_sums"], ["fedvpl"]))
+def test_stacks_agree_with_the_loop_on_variational_methods(run_pairs: Runner, arm: str) -> None:
+    """With dropout and clipped gradients, as shipped."""
+    changes = (f"method={arm}", "federation.rounds=3", "method.collect_latents=false")
+    alone, together = run_pairs("alone", *changes), run_pairs("together", *changes, *STACKED)
+    largest, mean = residuals(final_state(alone, "selector"), final_state(together, "selector"))
+    assert largest <= TOLERANCE
+    assert mean <= TOLERANCE
+
+
+def test_stacks_agree_with_the_loop_on_reward_heads(tmp_path: Path) -> None:
+    changes = ("method=fedavg_bt", *PAIRS, "federation.rounds=3")
+    alone = start([*changes, f"output={tmp_path / 'alone'}"])
+    together = start([*changes, *STACKED, f"output={tmp_path / 'together'}"])
+    largest, mean = residuals(final_state(alone, "reward"), final_state(together, "reward"))
+    assert largest <= TOLERANCE
+    assert mean <= TOLERANCE
+
+
+def test_a_run_may_change_between_stacks_and_the_loop(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Moments that stacks leave on the clients are those that the loop goes on from, and the other way round."""
+    persisting = ("method.prior=none", "method.local.optimizer_state=persist", "federation/sampler=fraction")
+    straight = run("straight", *persisting)
+    of, turns = Batching.of, itertools.cycle([False, True])
+    monkeypatch.setattr(Batching, "of", lambda *order: of(*order) if next(turns) else None)
+    mixed = run("mixed", *persisting, *STACKED)
+    assert mixed.summary.metrics == pytest.approx(straight.summary.metrics, abs=1e-5)
 
 
 def separate(monkeypatch: pytest.MonkeyPatch) -> None:

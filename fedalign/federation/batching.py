@@ -1,0 +1,110 @@
+"""How many clients of a node train side by side: as many as asked for, or as it turns out to be fastest."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from fedalign.methods.base import Phase
+
+Choice = Literal["auto", "stack", "loop"]
+
+_TRIALS = 2
+
+
+@dataclass
+class Trial:
+    """Which way of training a phase's clients is the faster one.
+
+    Parameters
+    ----------
+    verdict : bool or None
+        Whether to stack; None while that is not known.
+    """
+
+    verdict: bool | None = None
+    _loop: list[float] = field(default_factory=list)
+    _stack: list[float] = field(default_factory=list)
+
+    @property
+    def stacks(self) -> bool:
+        """Whether the next clients are to be a stack: as it was decided, or because it is the stack's turn to show."""
+        return len(self._loop) >= _TRIALS if self.verdict is None else self.verdict
+
+    def note(self, clients: int, seconds: float) -> None:
+        """Learn what ``clients`` clients took; decide, once what was seen suffices.
+
+        A first time is slower than later ones and not what the rest of a run will see; a first stack that is the faster
+        one all the same need not be tried again.
+        """
+        if self.verdict is not None:
+            return
+        (self._stack if clients > 1 else self._loop).append(seconds / clients)
+        if len(self._loop) >= _TRIALS and self._stack:
+            if min(self._stack) < min(self._loop):
+                self.verdict = True
+            elif len(self._stack) >= _TRIALS:
+                self.verdict = False
+
+
+class Batching:
+    """Decides, order by order, how many clients are trained as one stack.
+
+    Nothing is trained twice to find out: the first clients of a phase are trained one by one, those after them as a
+    stack, and all of them count. Both ways agree to rounding.
+
+    Parameters
+    ----------
+    cohort : int
+        Clients in a stack, at most.
+    choose : {"auto", "stack", "loop"}
+        Whichever was faster on the first clients of a phase; or one of them wherever it is possible.
+    largest : int
+        Trained numbers a client above which ``auto`` tries no stack.
+    clock : callable
+        Returns seconds.
+    """
+
+    def __init__(
+        self, cohort: int, choose: Choice, largest: int, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self.clock = clock
+        self._cohort, self._choose, self._largest = cohort, choose, largest
+        self._trials: dict[tuple[str, int, str], Trial] = {}
+
+    def of(self, phase: Phase[Any], device: str) -> PhaseBatching | None:
+        """Return how a phase whose state is on ``device`` is trained; None where it is one by one in any case."""
+        numbers = phase.stacked_size()
+        if not numbers or self._choose == "loop" or (self._choose == "auto" and numbers > self._largest):
+            return None
+        trial = Trial(verdict=True if self._choose == "stack" else None)
+        return PhaseBatching(self._cohort, self._trials.setdefault((phase.name, numbers, device), trial), self.clock)
+
+
+@dataclass(frozen=True)
+class PhaseBatching:
+    """How the clients of one phase are trained.
+
+    Parameters
+    ----------
+    cohort : int
+        Clients in a stack, at most.
+    trial : Trial
+        What was seen so far.
+    clock : callable
+        Returns seconds.
+    """
+
+    cohort: int
+    trial: Trial
+    clock: Callable[[], float]
+
+    def size(self, waiting: int) -> int:
+        """Return how many of the ``waiting`` clients are to be trained together next; 1 is one by one."""
+        return min(self.cohort, waiting) if self.trial.stacks else 1
+
+    def note(self, clients: int, seconds: float) -> None:
+        """Learn from what the training of ``clients`` clients together took."""
+        self.trial.note(clients, seconds)
