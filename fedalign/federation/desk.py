@@ -12,10 +12,12 @@ from flwr.app import Context, Message, RecordDict
 
 from fedalign.contribution import Contribution, RunningTotal, State
 from fedalign.federation import secure_client
+from fedalign.federation.compressing import compressed
 from fedalign.federation.custodian import extra_names
 from fedalign.federation.failures import failure_of
 from fedalign.federation.messages import REPORT, STATE, Instruction, NodeReport
-from fedalign.federation.records import decode_tensors, encode_contribution, payload_bytes
+from fedalign.federation.packed_records import contribution_bytes
+from fedalign.federation.records import decode_tensors, encode_contribution
 from fedalign.federation.secure.fixed_point import Words
 from fedalign.federation.secure.letters import LETTERS
 from fedalign.federation.shield import check, metric_scalars, shield, shield_metrics
@@ -90,15 +92,19 @@ class TrainingDesk(Desk):
         """Return the client's contribution, checked, and bounded where there is a guarantee."""
         told, privacy = self._train(client), self.site.privacy
         if not isinstance(privacy, Protection):
-            return check(told, self._template)
+            return self._compressed(client, check(told, self._template))
         template = self._known_template()
-        return shield(told, template, privacy, self.order.terms).to_contribution(template)
+        shielded = shield(told, template, privacy, self.order.terms).to_contribution(template)
+        return self._compressed(client, shielded, self.order.terms.bound)
 
     def vector(self, client: str, privacy: Protection) -> Vector:
         """Return the client's bounded vector, and the numbers beside it."""
         shielded = shield(self._train(client), self._known_template(), privacy, self.order.terms)
         extras = np.array([shielded.extras[name] for name in extra_names(privacy)], dtype=np.float64)
         return np.concatenate([shielded.vector, extras])
+
+    def _compressed(self, client: str, told: Contribution, bound: float = 0.0) -> Contribution:
+        return compressed(told, self.site.compression, self._context, self.streams(client), bound)
 
     def _known_template(self) -> Template:
         if self._template is None:
@@ -174,7 +180,7 @@ def add_up(clients: Iterable[str], work: Work, guarded: bool = False) -> RecordD
             failures.append((client, failure_of(client, error, guarded)))
             continue
         seconds += time.perf_counter() - start
-        sent += payload_bytes(contribution.tensors) + 8 * len(contribution.scalars)
+        sent += contribution_bytes(contribution)
         done.append(client)
         # A single reply keeps its own precision: as float64 it would be twice as long and no more exact.
         if len(done) == 1:
