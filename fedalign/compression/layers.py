@@ -59,16 +59,15 @@ class Layers(Compression):
     ) -> tuple[Contribution, State]:
         """Return the contribution with compressed deltas, and what they lack.
 
-        A bound is kept whatever is made up for: the residual comes on top first, all is clipped again, and from there on
-        no number grows.
+        A bound is kept whatever is made up for: the residual comes on top first, all is clipped again, and from there
+        on no number grows.
         """
         deltas = {
-            k: t.float() for k, t in contribution.tensors.items() if k.startswith(DELTA) and t.is_floating_point()
+            name: tensor.detach().float() + residual.get(name, 0.0)
+            for name, tensor in contribution.tensors.items()
+            if name.startswith(DELTA) and tensor.is_floating_point()
         }
-        meant = Contribution(
-            {**contribution.tensors, **{k: t + residual[k] if k in residual else t for k, t in deltas.items()}},
-            contribution.scalars,
-        )
+        meant = Contribution({**contribution.tensors, **deltas}, contribution.scalars)
         if bound:
             meant = meant.clip(bound)
         packed = {name: self._packed(name, meant.tensors[name], generator, bound > 0) for name in deltas}
@@ -79,7 +78,7 @@ class Layers(Compression):
     def _packed(self, name: str, tensor: Tensor, generator: torch.Generator, bounded: bool) -> Packed:
         if not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"{name}: holds NaN or Inf")
-        values, places = tensor.detach().reshape(-1), None
+        values, places = tensor.reshape(-1), None
         if self.topk is not None:
             places = self.topk.choose(values)
             values = values[places.long()]

@@ -48,7 +48,7 @@ class Cast(NumberFormat):
     dtype: Literal["bfloat16", "float16"]
 
     def encode(self, values: Tensor, generator: torch.Generator, towards_zero: bool) -> tuple[Tensor, None]:
-        """Return the nearest short numbers, or the nearest that are not longer; the largest stands for what is beyond."""
+        """Return the nearest short numbers, or the nearest that did not grow; the largest stands for all beyond."""
         dtype = torch.bfloat16 if self.dtype == "bfloat16" else torch.float16
         largest = torch.finfo(dtype).max
         short = values.clamp(-largest, largest).to(dtype)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -86,8 +86,8 @@ class TracedDevices(Devices):
         if cell in (None, ""):
             return None
         try:
-            pairs = json.loads(cell) if isinstance(cell, str) else cell
-            windows = [(float(begin), float(end)) for begin, end in pairs]  # type: ignore[attr-defined]
+            pairs: Any = json.loads(cell) if isinstance(cell, str) else cell
+            windows = [(float(begin), float(end)) for begin, end in pairs]
         except (TypeError, ValueError):
             windows = [(math.nan, math.nan)]
         for begin, end in windows:

@@ -99,7 +99,7 @@ class SumStrategy(Strategy):
         """Address the cohort of a round; one message a node, or one a client where replies are needed singly."""
         self._arrays = arrays
         cohort, travels = self.cohort(server_round), self._travels(arrays)
-        # Where a client is, and how fast, does not depend on what was drawn: it is charged for having been drawn.
+        # Charged for having been drawn, whether or not they come.
         self.custody.announce(self.phase, cohort)
         self._terms = self.custody.training_terms(self.phase, travels, cohort)
         turnout = self.attendance.hold(self.phase, travels, cohort, Streams(self.seed, self.phase.name, server_round))
