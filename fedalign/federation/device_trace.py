@@ -30,14 +30,24 @@ class TracedDevices(Devices):
 
     Parameters
     ----------
-    path : str
+    path : str or None
         CSV, JSON Lines or Parquet; in CSV ``online`` is JSON, as in ``[[8, 12.5], [20, 30]]``.
     period_hours : float
         After which ``online`` comes again: 24 for a day, 168 for a week.
+
+    Raises
+    ------
+    UserError
+        If there is no path.
     """
 
-    path: str
+    path: str | None
     period_hours: Annotated[float, Field(gt=0)]
+
+    def __post_init__(self) -> None:
+        """Refuse to go without a file."""
+        if self.path is None:
+            raise UserError(f"{_KEY}=null: set it to a trace of devices (docs/population.md)")
 
     def fleet(self, clients: Sequence[str], streams: Streams) -> Mapping[str, Device]:
         """Return each client's own row, or one drawn for it from those without a name.
@@ -63,7 +73,7 @@ class TracedDevices(Devices):
         return fleet
 
     def _read(self) -> tuple[dict[str, Device], list[Device]]:
-        path, named, spare = Path(self.path), dict[str, Device](), list[Device]()
+        path, named, spare = Path(str(self.path)), dict[str, Device](), list[Device]()
         if not path.is_file():
             raise UserError(f"{_KEY}={self.path}: no such file; give a trace of devices (docs/population.md)")
         suffix_of(path)
