@@ -69,11 +69,12 @@ REFUSED = {
         r"population\.over_selection=1\.3: .*one client more pushes another out",
     ),
     "fixed cohorts of those there": (
-        "privacy=central federation/sampler=fixed federation.sampler.size=2 population=phones population.cohorts=online",
+        "privacy=central federation/sampler=fixed federation.sampler.size=2 "
+        "population=phones population.cohorts=online",
         r"population\.cohorts=online: .*set population\.cohorts=registered",
     ),
     "fixed cohorts of those there under distributed": (
-        "privacy=distributed federation/sampler=fraction federation.sampler.fraction=0.99 privacy.secure.minimum=2 "
+        "privacy=distributed federation/sampler=fixed federation.sampler.size=2 privacy.secure.minimum=2 "
         "population=silos population.cohorts=online",
         r"population\.cohorts=online: ",
     ),

@@ -1,4 +1,4 @@
-"""Compression in a federation: the same sum wherever it is unpacked, a residual that stays, and every guarantee kept."""
+"""Compression in a federation: one sum wherever it is unpacked, a residual that stays, and every guarantee kept."""
 
 from __future__ import annotations
 
