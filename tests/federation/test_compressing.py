@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 
 from fedalign.compression.layers import Layers
 from fedalign.compression.number_formats import Cast, Int8
@@ -16,13 +16,15 @@ from fedalign.compression.sparsify import TopK
 from fedalign.contribution import Contribution
 from fedalign.errors import RunFailed
 from fedalign.federation.compressing import compressed
-from fedalign.federation.messages import NodeReport
-from fedalign.federation.records import decode_contribution
+from fedalign.federation.desk import TrainingDesk
+from fedalign.federation.messages import INSTRUCTION, STATE, TRAIN, Instruction, NodeReport, Terms
+from fedalign.federation.records import decode_contribution, encode_tensors
 from fedalign.federation.site import load_memory
 from fedalign.privacy.client_level import ClientLevel
+from fedalign.privacy.local import DPSGD
 from fedalign.rng import Streams
 
-from .guarded import CLIENTS, Guarded, Lossy, Pull, protection
+from .guarded import CLIENTS, Guarded, Lossy, Pull, protection, vector_of
 from .toy import node
 
 INT8 = Layers(None, Int8("stochastic"), True)
@@ -137,6 +139,23 @@ def test_the_server_refuses_a_compressed_reply_that_is_too_long(tmp_path: Path) 
 
     with pytest.raises(RunFailed, match=r"a sum of norm .* over 1 clients, each bounded by 1"):
         world(tmp_path, INT8, separate=True, wrap=Stretched).run()
+
+
+def test_what_clients_have_made_noisy_is_compressed_as_it_is(tmp_path: Path) -> None:
+    local = DPSGD("user", 1.0, 0.5, "loop")
+    guarded = world(tmp_path, privacy=protection(clip=None, mechanism=None, local=local, delta=1e-5))
+    grid = guarded.grid()
+    order, state = Instruction("{}", 0, 1, CLIENTS, Terms()), {"w": torch.zeros(8, dtype=torch.float64)}
+    content = RecordDict({STATE: encode_tensors(state), INSTRUCTION: order.to_record()})
+    desk = TrainingDesk(guarded.site("{}", {}), order, grid.create_message(content, TRAIN, 1, "1"), grid.contexts[1])
+    sent = desk.contribution("a")
+    noisy = {"delta/w": vector_of("a", 8).float()}
+    expected, kept = SPARSE.compress(Contribution(noisy), {}, Streams(5, "pull", 1, "a").torch("compression"), 0.0)
+    torch.testing.assert_close(sent.tensors["delta/w"], expected.tensors["delta/w"])
+    assert sent.scalars["weight"] == 1.0
+    residual = load_memory(grid.contexts[1], "residual:pull", "a")["delta/w"]
+    torch.testing.assert_close(residual, kept["delta/w"])
+    torch.testing.assert_close(residual + sent.tensors["delta/w"], noisy["delta/w"])
 
 
 def test_noise_comes_on_top_of_what_was_compressed(tmp_path: Path) -> None:
