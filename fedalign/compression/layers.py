@@ -12,7 +12,7 @@ from fedalign.compression.base import Compression
 from fedalign.compression.number_formats import NumberFormat
 from fedalign.compression.packed import Packed, PackedContribution
 from fedalign.compression.sparsify import TopK
-from fedalign.contribution import DELTA, Contribution, State
+from fedalign.contribution import DELTA, Contribution, State, is_finite
 from fedalign.errors import UserError
 
 
@@ -76,7 +76,7 @@ class Layers(Compression):
         return PackedContribution({**meant.tensors, **sent}, meant.scalars, packed), kept
 
     def _packed(self, name: str, tensor: Tensor, generator: torch.Generator, bounded: bool) -> Packed:
-        if not bool(torch.isfinite(tensor).all()):
+        if not is_finite(tensor):
             raise ValueError(f"{name}: holds NaN or Inf")
         values, places = tensor.reshape(-1), None
         if self.topk is not None:

@@ -54,5 +54,6 @@ def put_together(tensors: Mapping[str, Tensor], shapes: str) -> State:
 
 def contribution_bytes(contribution: Contribution) -> int:
     """Return the size of a contribution on the wire, without Flower's framing."""
-    tensors, _ = taken_apart(contribution)
-    return sum(t.numel() * t.element_size() for t in tensors.values()) + 8 * len(contribution.scalars)
+    packed = contribution.packed if isinstance(contribution, PackedContribution) else {}
+    plain = sum(t.numel() * t.element_size() for name, t in contribution.tensors.items() if name not in packed)
+    return plain + sum(each.nbytes for each in packed.values()) + 8 * len(contribution.scalars)
