@@ -131,8 +131,8 @@ class Simulated(Population):
         """
         if self.cohorts == "online" and sampling.scheme in (Scheme.FIXED_SIZE, Scheme.KNOWN):
             raise UserError(
-                "population.cohorts=online: a cohort of fixed size out of those who are there is a larger share of "
-                "them than the guarantee accounts for; set population.cohorts=registered"
+                "population.cohorts=online: a cohort out of those who are there may be a larger share of them than the "
+                "guarantee accounts for; set population.cohorts=registered"
             )
         if self.over_selection > 1 and sampling.scheme is Scheme.POISSON:
             raise UserError(
