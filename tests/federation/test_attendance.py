@@ -94,6 +94,20 @@ def test_a_deadline_and_an_evaluation_of_everybody(tmp_path: Path) -> None:
     assert {m.group for m in evaluated} == {None, *CLIENTS}
 
 
+@pytest.mark.parametrize("separate", [False, True])
+def test_a_population_that_is_always_there_changes_no_bit(tmp_path: Path, separate: bool) -> None:
+    noisy = protection()
+    plain = Guarded(tmp_path / "plain", noisy, [Pull()], separate=separate)
+    there = world(tmp_path / "there", noisy, population=population(start_hour=2.0), separate=separate)
+    one, other = plain.run(), there.run()
+    assert torch.equal(one.artefacts["pull"]["w"], other.artefacts["pull"]["w"])
+    assert {k: v for k, v in one.counters.items() if not k.endswith("_s")} == {
+        k: v for k, v in other.counters.items() if not k.endswith("_s")
+    }
+    assert "simulated_s" in other.counters and "simulated_s" not in one.counters
+    assert not told(plain, "simulated_seconds")
+
+
 def test_rounds_to_which_nobody_comes_leave_the_state_and_the_clock_goes_on(tmp_path: Path) -> None:
     asleep = population(devices=Shifts(always=False), start_hour=0.997)
     plain = {"privacy": protection(noise_multiplier=0.0)}
