@@ -18,12 +18,14 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field
 
 from fedalign.build import build
+from fedalign.compression.base import Compression
 from fedalign.data.federated import DataSource, Layout
 from fedalign.data.names import suggest
 from fedalign.data.schema import Encoder
 from fedalign.engines.base import Engine
 from fedalign.errors import UserError
 from fedalign.federation.conductor import Federation
+from fedalign.federation.population import Population
 from fedalign.methods.base import Method
 from fedalign.models.base import ModelSpec
 from fedalign.privacy.base import Privacy
@@ -51,6 +53,8 @@ class RunConfig:
     encoder: Encoder
     model: ModelSpec
     federation: Federation
+    population: Population
+    compression: Compression
     privacy: Privacy
     engine: Engine
     logger: Logger

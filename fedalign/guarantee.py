@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedalign.compression.base import NoCompression
 from fedalign.config import RunConfig
 from fedalign.data.federated import Kind
 from fedalign.errors import UserError
@@ -16,6 +17,7 @@ from fedalign.federation.directory import ClientDirectory
 from fedalign.federation.exposure import Exposure, exposure_of
 from fedalign.federation.local_noise import local_noise_multipliers
 from fedalign.federation.metric_plan import check_metrics, evaluations, is_evaluated, told_of
+from fedalign.federation.population import Everybody
 from fedalign.federation.secure.settings import SecAgg
 from fedalign.methods.base import Needs, Phase
 from fedalign.privacy.adaptive_clipping import update_noise_multiplier
@@ -62,8 +64,9 @@ def metric_names(config: RunConfig, phases: Phases) -> tuple[str, ...]:
 
 
 def taken_as_public(config: RunConfig) -> tuple[str, ...]:
-    """Return what a guarantee takes as public because of what the data are."""
-    return _PUBLIC.get(config.method.kind, ())
+    """Return what a guarantee takes as public because of what the data and the clients are."""
+    simulated = () if isinstance(config.population, Everybody) else ("when clients are there and how fast they are",)
+    return (*_PUBLIC.get(config.method.kind, ()), *simulated)
 
 
 def account_of(config: RunConfig, phases: Phases, directory: ClientDirectory, journal: Path | None) -> Account:
@@ -99,6 +102,7 @@ def check_guarantee(config: RunConfig, phases: Phases, directory: ClientDirector
     if isinstance(privacy.secure, SecAgg):
         cohorts = [int(exposure.sampling.expected) for exposure in _exposures(config, phases, directory)]
         _check_secure(privacy, privacy.secure, min(cohorts, default=len(directory.training)))
+    _check_around(privacy, config, phases, directory)
     check_metrics(privacy, phases, _asked(config), directory)
     if privacy.local is not None:
         privacy.local.check_phases([phase.name for phase in phases])
@@ -205,6 +209,18 @@ def _check_secure(privacy: Protection, secure: SecAgg, cohort: int) -> None:
         )
     if not isinstance(privacy.mechanism, DistributedMechanism):
         secure.check(cohort)
+
+
+def _check_around(privacy: Protection, config: RunConfig, phases: Phases, directory: ClientDirectory) -> None:
+    """Refuse compression that a secure sum cannot add up, and a population that the noise is not accounted for with."""
+    if privacy.secure is not None and not isinstance(config.compression, NoCompression):
+        raise UserError(
+            "compression: a secure sum adds up words of its own fixed-point code, which nothing can be taken from "
+            "beforehand; set compression=none, or a smaller privacy.secure.bits"
+        )
+    if privacy.mechanism is not None:
+        for exposure in _exposures(config, phases, directory):
+            config.population.check_sampling(exposure.sampling)
 
 
 def _check_budget(config: RunConfig, phases: Phases, directory: ClientDirectory) -> None:

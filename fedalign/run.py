@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,11 +18,13 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedalign.config import RunConfig, parse, resolve, to_json
 from fedalign.data.schema import Question
-from fedalign.errors import RunFailed
+from fedalign.errors import RunFailed, UserError
 from fedalign.federation.checkpoint import NEWEST, Checkpoint
-from fedalign.federation.conductor import Job, Outcome
+from fedalign.federation.conductor import CLOCK, Job, Outcome
 from fedalign.federation.directory import ClientDirectory
 from fedalign.federation.observer import Observer
+from fedalign.federation.payload import reply_bytes
+from fedalign.federation.population import Everybody
 from fedalign.federation.server_app import make_server_app
 from fedalign.guarantee import check_guarantee, check_users, custody_of, refuse_open_metrics
 from fedalign.model_files import save_model
@@ -110,6 +113,8 @@ def start_on_grid(grid: Grid, context: Context, overrides: Sequence[str]) -> Non
     resolved = resolve(overrides)
     config = parse(resolved)
     refuse_open_metrics(config)
+    if not isinstance(config.population, Everybody):
+        raise UserError("population: nodes of a Flower federation come and go by themselves; set population=none")
     directory = _prepare(resolved, config)
     nodes = int(context.run_config.get("nodes", 0))
     _conduct(directory, resolved, config, nodes, lambda server: server(grid, context), _Population(0, {}, {}))
@@ -130,6 +135,7 @@ def _checked_population(resolved: Resolved, config: RunConfig) -> _Population:
     site = open_site(to_json(resolved), {})
     directory = ClientDirectory.of(site.data.clients)
     directory.check(site.phases, config.federation.sampler)
+    config.population.fleet(directory.training, config.seed)
     check_guarantee(config, site.phases, directory)
     check_users(config, site.phases, {client: site.data.shard(client) for client in directory.training})
     site.check(client.name for client in site.data.clients)
@@ -241,6 +247,8 @@ def _job(
         observers=observers,
         resume=resume,
         custody=custody_of(config, phases, directory.checkpoints / JOURNAL, checked=population.clients > 0),
+        population=config.population,
+        reply_bytes=functools.partial(reply_bytes, compression=config.compression, privacy=config.privacy),
     )
 
 
@@ -289,6 +297,7 @@ def _summarise(
         client_updates=updates,
         per_client_update_ms=1e3 * compute / max(1, updates),
         engine_overhead_ms=1e3 * max(0.0, training - compute) / max(1, updates),
+        simulated_s=outcome.counters.get(CLOCK),
     )
     traffic = Traffic(int(count("down_bytes", 0)), int(count("up_bytes", 0)))
     return Summary(

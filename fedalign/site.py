@@ -51,7 +51,8 @@ def _open(config: str, data_path: str | None, prefix: str) -> Site:
     if prefix:
         data = PrefixedData(data, prefix)
     disjoint = run.partition.disjoint
-    return Site(run.seed, run.engine.threads, phases, data, run.privacy, metric_names(run, phases), disjoint)
+    metrics = metric_names(run, phases)
+    return Site(run.seed, run.engine.threads, phases, data, run.privacy, metrics, disjoint, run.compression)
 
 
 def phases_of(

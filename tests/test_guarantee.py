@@ -58,6 +58,26 @@ REFUSED = {
         "method=fedvpa privacy=central",
         "method=fedvpa: in phase .* must see each client's reply",
     ),
+    "compression in a secure sum": ("privacy=secure_sum compression=int8", "compression: a secure sum adds up words"),
+    "compression under distributed": ("privacy=distributed compression=topk", "set compression=none"),
+    "compression under central with a secure sum": (
+        "privacy=central privacy/secure=secagg privacy/metrics=withheld compression=bf16",
+        "set compression=none",
+    ),
+    "first answers with coins": (
+        "privacy=central federation/sampler=poisson population=phones population.over_selection=1.3",
+        r"population\.over_selection=1\.3: .*one client more pushes another out",
+    ),
+    "fixed cohorts of those there": (
+        "privacy=central federation/sampler=fixed federation.sampler.size=2 "
+        "population=phones population.cohorts=online",
+        r"population\.cohorts=online: .*set population\.cohorts=registered",
+    ),
+    "fixed cohorts of those there under distributed": (
+        "privacy=distributed federation/sampler=fixed federation.sampler.size=2 privacy.secure.minimum=2 "
+        "population=silos population.cohorts=online",
+        r"population\.cohorts=online: ",
+    ),
     "each reply under secure_sum": (
         "method=fedvpa privacy=secure_sum",
         "method=fedvpa: .* choose a form of the method",
@@ -335,6 +355,8 @@ def test_metrics_that_nobody_names_are_those_that_an_evaluation_tells() -> None:
 
 def test_only_surveys_have_questions_that_are_taken_as_public() -> None:
     assert taken_as_public(configured("privacy=central")[0]) == ("which questions a survey asks",)
+    simulated = configured("privacy=central", "population=phones")[0]
+    assert taken_as_public(simulated)[1:] == ("when clients are there and how fast they are",)
     pairs = parse(resolve([*PAIRS, "method=fedavg_bt", "privacy=central"]))
     assert taken_as_public(pairs) == ()
 

@@ -227,3 +227,25 @@ def test_a_grid_that_flower_gives_runs_the_same_run(
     for name, tensor in known.items():
         torch.testing.assert_close(got[name], tensor, rtol=0, atol=1e-6)
     assert summary(tmp_path / "deployed")["metrics"] == pytest.approx(summary(trained)["metrics"], abs=1e-5)
+
+
+def test_nodes_of_others_are_not_simulated(tmp_path: Path) -> None:
+    grid = InProcessGrid(make_client_app(open_site), {})
+    with pytest.raises(UserError, match="population: nodes of a Flower federation come and go by themselves"):
+        start_on_grid(
+            grid, Context(1, 0, {}, RecordDict(), {}), [*TINY, "population=silos", f"output={tmp_path / 'simulated'}"]
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_compressed_replies_of_single_nodes_give_the_same_run(tmp_path: Path) -> None:
+    chosen = [*TINY, "compression=topk_int8"]
+    start([*chosen, f"output={tmp_path / 'here'}"])
+    nodes = {
+        number: Context(1, number, {"partition-id": number - 1}, RecordDict(), {"nodes": 5}) for number in range(1, 6)
+    }
+    grid = InProcessGrid(make_client_app(open_site), nodes)
+    start_on_grid(grid, Context(1, 0, {}, RecordDict(), {"nodes": 5}), [*chosen, f"output={tmp_path / 'there'}"])
+    here, there = (load_file(tmp_path / name / "model" / "gpo.safetensors") for name in ("here", "there"))
+    for name, tensor in here.items():
+        torch.testing.assert_close(there[name], tensor, rtol=0, atol=1e-6)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fedalign.contribution import State
 from fedalign.errors import RunFailed
+from fedalign.federation.attendance import Attendance, ReplyBytes, no_bytes
 from fedalign.federation.checkpoint import BEST, NEWEST, Checkpoint
 from fedalign.federation.custody import Custody, NoCustody
 from fedalign.federation.directory import ClientDirectory, discover
@@ -23,6 +24,7 @@ from fedalign.federation.exchange import exchange
 from fedalign.federation.metric_values import means_by_group, means_of_all
 from fedalign.federation.node_memories import NodeMemories
 from fedalign.federation.observer import Observer, PhasePlan, RoundReport
+from fedalign.federation.population import Everybody, Population
 from fedalign.federation.records import decode_tensors, encode_tensors
 from fedalign.federation.replies import Tally
 from fedalign.federation.sampling import Sampler
@@ -34,6 +36,9 @@ from fedalign.metrics.record import Metric, MetricSum, Scope
 from fedalign.rng import Streams
 
 _log = logging.getLogger(__name__)
+
+CLOCK = "simulated_s"
+"""Name of the counter that holds the simulated time."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,10 @@ class Job:
         Go on from the newest checkpoint.
     custody : Custody
         Guards what is released.
+    population : Population
+        Who is there, and how fast.
+    reply_bytes : callable
+        Size of a client's reply, for a population that sends it over a simulated line.
     """
 
     method: str
@@ -96,6 +105,8 @@ class Job:
     observers: Sequence[Observer]
     resume: bool
     custody: Custody = field(default_factory=NoCustody)
+    population: Population = field(default_factory=Everybody)
+    reply_bytes: ReplyBytes = no_bytes
 
     @property
     def main_phase(self) -> int:
@@ -112,7 +123,7 @@ class Outcome:
     artefacts : dict from phase name to State
     counters : dict from str to float
         ``rounds``, ``client_updates``, ``update_s``, ``train_s``, ``down_bytes``, ``up_bytes``, and after a resume
-        ``earlier_s``: the time that the run had taken before.
+        ``earlier_s``: the time that the run had taken before; ``simulated_s`` where a population is simulated.
     privacy : dict or None
         The guarantee that was kept, as ``summary.json`` states it.
     """
@@ -130,6 +141,7 @@ class Conductor:
         self._layered = job.custody.layer(grid)
         self._memories = NodeMemories(grid, job.config, job.federation.round_timeout)
         self._stopped: dict[str, int] = {}
+        self._attendance = Attendance()
         self._without_sum = 0
         self.outcome = Outcome()
         self._best: float | None = None
@@ -150,6 +162,7 @@ class Conductor:
         directory = discover(self.grid, job.config, job.nodes, settings.node_timeout)
         directory.check(job.phases, settings.sampler)
         job.custody.begin(directory)
+        self._attendance = Attendance.of(job.population, directory.training, job.seed, job.reply_bytes)
         if start is not None:
             job.custody.restore(start.privacy, start.noise)
         plan = [PhasePlan(phase.name, phase.rounds) for phase in job.phases]
@@ -160,6 +173,7 @@ class Conductor:
             self.outcome.artefacts.update(start.artefacts)
             self.outcome.counters.update(start.counters)
             self.outcome.counters["earlier_s"] = start.counters["elapsed_s"]
+            self._attendance.clock_s = start.counters.get(CLOCK, 0.0)
             self._best = start.best
             self._stopped.update(start.privacy.get("stopped", {}))
             if start.memories:
@@ -176,7 +190,9 @@ class Conductor:
     def _run_phase(self, index: int, directory: ClientDirectory, start: Checkpoint | None) -> None:
         job, settings, phase = self.job, self.job.federation, self.job.phases[index]
         stepper = settings.server_optimizer.build()
-        strategy = SumStrategy(phase, index, directory, settings.sampler, stepper, job.config, job.seed, job.custody)
+        strategy = SumStrategy(
+            phase, index, directory, settings.sampler, stepper, job.config, job.seed, job.custody, self._attendance
+        )
         if start is None:
             state = phase.initial(Streams(job.seed, phase.name), self.outcome.artefacts)
             first = 1
@@ -242,10 +258,13 @@ class Conductor:
             rounds=1, client_updates=tally.updates, update_s=tally.seconds, train_s=seconds,
             down_bytes=tally.received_bytes, up_bytes=tally.sent_bytes,
         )  # fmt: skip
+        if self._attendance.simulates:
+            self.outcome.counters[CLOCK] = self._attendance.clock_s
         metrics = self._finish(strategy, strategy.train_sums, {}, "train", number)
         facts = {
             "cohort": tally.asked, "clients_failed": tally.failed, "train_seconds": seconds,
             "down_bytes": tally.received_bytes, "up_bytes": tally.sent_bytes, "retries": tally.retries,
+            **self._attendance.facts(tally.turnout),
         }  # fmt: skip
         name = strategy.phase.name
         metrics += [Metric(name, number, "server", None, key, float(value), 1.0) for key, value in facts.items()]

@@ -12,14 +12,17 @@ from typing import Any, ClassVar
 import numpy as np
 from flwr.app import Context, Message, RecordDict
 
+from fedalign.compression.base import NoCompression
 from fedalign.contribution import Contribution, RunningTotal, State
 from fedalign.federation import secure_client
 from fedalign.federation.batching import Batching
+from fedalign.federation.compressing import compressed
 from fedalign.federation.custodian import extra_names
 from fedalign.federation.failures import failure_of
 from fedalign.federation.local_work import LocalWork
 from fedalign.federation.messages import REPORT, STATE, Instruction, NodeReport
-from fedalign.federation.records import contribution_bytes, decode_tensors, encode_contribution, stacked_bytes
+from fedalign.federation.packed_records import contribution_bytes
+from fedalign.federation.records import decode_tensors, encode_contribution, stacked_bytes
 from fedalign.federation.secure.fixed_point import Words
 from fedalign.federation.secure.letters import LETTERS, read_letters
 from fedalign.federation.shield import check, check_stacked, metric_scalars, shield, shield_metrics
@@ -139,6 +142,7 @@ class TrainingDesk(Desk):
         self, site: Site, order: Instruction, message: Message, context: Context, batching: Batching | None = None
     ) -> None:
         super().__init__(site, order, message)
+        self._context = context
         self._template = self.phase.template(self.state)
         self._work = LocalWork(site, self.phase, self.state, self.streams, context, batching)
 
@@ -150,9 +154,10 @@ class TrainingDesk(Desk):
         """Return the client's contribution, checked, and bounded where there is a guarantee."""
         told, privacy = self._work.one(client), self.site.privacy
         if not isinstance(privacy, Protection):
-            return check(told, self._template)
+            return self._compressed(client, check(told, self._template))
         template = self._known_template()
-        return shield(told, template, privacy, self.order.terms).to_contribution(template)
+        shielded = shield(told, template, privacy, self.order.terms).to_contribution(template)
+        return self._compressed(client, shielded, self.order.terms.bound)
 
     def vector(self, client: str, privacy: Protection) -> Vector:
         """Return the client's bounded vector, and the numbers beside it."""
@@ -163,7 +168,8 @@ class TrainingDesk(Desk):
     def told(self, clients: Sequence[str]) -> Iterator[Told]:
         """Yield what clients add; of a stack the sum at once, where nothing is done to single contributions."""
         self.expect(clients)
-        if isinstance(self.site.privacy, Protection) or not self._work.batched:
+        alone = isinstance(self.site.privacy, Protection) or not isinstance(self.site.compression, NoCompression)
+        if alone or not self._work.batched:
             yield from super().told(clients)
             return
         waiting = deque(clients)
@@ -182,6 +188,9 @@ class TrainingDesk(Desk):
                 time.perf_counter() - start,
                 tuple((names[place], error) for place, error in sorted(failures.items())),
             )
+
+    def _compressed(self, client: str, told: Contribution, bound: float = 0.0) -> Contribution:
+        return compressed(told, self.site.compression, self._context, self.streams(client), bound)
 
     def _known_template(self) -> Template:
         if self._template is None:

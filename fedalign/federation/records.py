@@ -12,11 +12,12 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedalign.contribution import Contribution, StackedContribution, State
+from fedalign.federation.packed_records import contribution_bytes, put_together, taken_apart
 
 # Flower's arrays are numpy arrays, which know no bfloat16: its bits travel as int16 under a marked name.
 _BFLOAT16 = "bfloat16:"
 
-_TENSORS, _SCALARS, _NAMES = "tensors", "scalars", "names"
+_TENSORS, _SCALARS, _NAMES, _SHAPES = "tensors", "scalars", "names", "shapes"
 
 
 class TensorArray(Array):
@@ -107,11 +108,12 @@ def encode_contribution(contribution: Contribution) -> RecordDict:
     """
     names = list(contribution.scalars)
     values = [float(contribution.scalars[name]) for name in names]
+    tensors, shapes = taken_apart(contribution)
     return RecordDict(
         {
-            _TENSORS: encode_tensors(contribution.tensors),
+            _TENSORS: encode_tensors(tensors),
             _SCALARS: MetricRecord({"values": values}),
-            _NAMES: ConfigRecord({"scalars": json.dumps(names)}),
+            _NAMES: ConfigRecord({"scalars": json.dumps(names), **({_SHAPES: shapes} if shapes else {})}),
         }
     )
 
@@ -125,24 +127,20 @@ def decode_contribution(content: RecordDict) -> Contribution:
         If the records do not hold a contribution.
     """
     try:
-        tensors = decode_tensors(content.array_records[_TENSORS])
+        about = content.config_records[_NAMES]
+        tensors = put_together(decode_tensors(content.array_records[_TENSORS]), str(about.get(_SHAPES, "")))
         values = content.metric_records[_SCALARS]["values"]
-        names = json.loads(str(content.config_records[_NAMES]["scalars"]))
+        names = json.loads(str(about["scalars"]))
         if not isinstance(values, list) or len(values) != len(names):
             raise ValueError("names and values of scalars differ in number")
         return Contribution(tensors, dict(zip(names, map(float, values), strict=True)))
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"the reply is not a contribution: {error!r}") from error
 
 
 def payload_bytes(tensors: Mapping[str, Tensor]) -> int:
     """Return the size of tensors on the wire, without Flower's framing."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-
-
-def contribution_bytes(contribution: Contribution) -> int:
-    """Return the size of a contribution on the wire, without Flower's framing and the names."""
-    return payload_bytes(contribution.tensors) + 8 * len(contribution.scalars)
 
 
 def stacked_bytes(stacked: StackedContribution, places: Sequence[int]) -> int:

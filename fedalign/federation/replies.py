@@ -11,6 +11,7 @@ from flwr.app import Message
 from fedalign.contribution import Contribution
 from fedalign.errors import RunFailed
 from fedalign.federation.messages import NodeReport
+from fedalign.federation.population import Turnout
 from fedalign.federation.records import decode_contribution
 
 _log = logging.getLogger(__name__)
@@ -38,6 +39,8 @@ class Tally:
         Size of the states that went out, client by client.
     retries : int
         How often work was given to a worker anew, after one had died.
+    turnout : Turnout
+        Who of those that were asked came, where that is simulated.
     reasons : list of str
         Why clients did not contribute, where they said.
     """
@@ -48,12 +51,18 @@ class Tally:
     sent_bytes: int = 0
     received_bytes: int = 0
     retries: int = 0
+    turnout: Turnout = field(default_factory=Turnout)
     reasons: list[str] = field(default_factory=list)
 
     @property
     def failed(self) -> int:
         """Clients that were asked and gave nothing."""
         return self.asked - self.updates
+
+    @property
+    def reached(self) -> int:
+        """Clients that were asked and are not simulated to be missing."""
+        return self.asked - len(self.turnout.absent)
 
 
 class ReplyReader:
@@ -88,14 +97,14 @@ class ReplyReader:
             _log.warning("%s: %s", self._what, reason)
 
     def check_answered(self) -> None:
-        """Refuse an exchange that somebody was asked in and nobody answered.
+        """Refuse an exchange that reached somebody and nobody answered.
 
         Raises
         ------
         RunFailed
             With the first reason.
         """
-        if self._tally.asked and not self._tally.updates:
+        if self._tally.reached and not self._tally.updates:
             reason = self._tally.reasons[0].strip() if self._tally.reasons else "no reply in time"
             raise RunFailed(f"every client failed in {self._what}; the first said: {reason}")
 

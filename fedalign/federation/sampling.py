@@ -41,7 +41,8 @@ class Sampler(ABC):
         """
 
 
-def _choose(clients: Sequence[str], size: int, generator: np.random.Generator) -> list[str]:
+def choose(clients: Sequence[str], size: int, generator: np.random.Generator) -> list[str]:
+    """Return ``size`` of the clients, drawn without replacement, in their order."""
     chosen = generator.choice(len(clients), size=size, replace=False)
     return [clients[i] for i in sorted(chosen.tolist())]
 
@@ -62,7 +63,7 @@ class FractionSampler(Sampler):
 
     def sample(self, clients: Sequence[str], generator: np.random.Generator, number: int = 1) -> list[str]:
         """Return ``fraction`` of the clients, drawn without replacement."""
-        return _choose(clients, max(1, round(self.fraction * len(clients))), generator)
+        return choose(clients, max(1, round(self.fraction * len(clients))), generator)
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class FixedSampler(Sampler):
     def sample(self, clients: Sequence[str], generator: np.random.Generator, number: int = 1) -> list[str]:
         """Return ``size`` clients, drawn without replacement."""
         self.check(len(clients))
-        return _choose(clients, self.size, generator)
+        return choose(clients, self.size, generator)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from flwr.app import Context
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fedalign.compression.base import Compression, NoCompression
 from fedalign.data.federated import FederatedData, Role
 from fedalign.errors import UserError
 from fedalign.federation.records import decode_tensors, encode_tensors
@@ -43,6 +44,8 @@ class Site:
         What is told of an evaluation where metrics are summed.
     disjoint : bool
         Whether the partition says that no unit's data are read by two stages.
+    compression : Compression
+        How a contribution to training becomes smaller before it leaves.
     """
 
     seed: int
@@ -52,6 +55,7 @@ class Site:
     privacy: Privacy = field(default_factory=NoPrivacy)
     metrics: Sequence[str] = ()
     disjoint: bool = False
+    compression: Compression = field(default_factory=NoCompression)
 
     def check(self, clients: Iterable[str]) -> None:
         """Refuse clients whose data a phase cannot work on, or do not go with the noise that is added on them.

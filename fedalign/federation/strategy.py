@@ -13,9 +13,11 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from fedalign.contribution import Contribution, State, UnorderedTotal
+from fedalign.federation.attendance import Attendance
 from fedalign.federation.custody import Custody, NoCustody
 from fedalign.federation.directory import ClientDirectory
 from fedalign.federation.messages import EVALUATE, INSTRUCTION, STATE, TRAIN, Instruction, NodeReport, Terms
+from fedalign.federation.population import Absence, Turnout
 from fedalign.federation.records import decode_tensors, encode_tensors, payload_bytes
 from fedalign.federation.replies import Inspect, ReplyReader, Tally
 from fedalign.federation.sampling import Sampler
@@ -45,6 +47,8 @@ class SumStrategy(Strategy):
     seed : int
     custody : Custody or None
         Guards what is released; None promises nothing.
+    attendance : Attendance or None
+        Says who comes; None has everybody come.
     """
 
     def __init__(
@@ -57,7 +61,9 @@ class SumStrategy(Strategy):
         config: str,
         seed: int,
         custody: Custody | None = None,
+        attendance: Attendance | None = None,
     ) -> None:
+        self.attendance = Attendance() if attendance is None else attendance
         self.custody = NoCustody() if custody is None else custody
         self.phase, self.index, self.directory = phase, index, directory
         self.sampler, self.optimizer, self.config, self.seed = sampler, optimizer, config, seed
@@ -85,7 +91,7 @@ class SumStrategy(Strategy):
         if self.phase.participation is Participation.ALL:
             return list(self._training)
         generator = self.custody.cohort_generator(Streams(self.seed, self.phase.name, server_round))
-        return self.sampler.sample(self._training, generator, server_round)
+        return self.attendance.draw(self.sampler, self._training, generator, server_round)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -93,10 +99,12 @@ class SumStrategy(Strategy):
         """Address the cohort of a round; one message a node, or one a client where replies are needed singly."""
         self._arrays = arrays
         cohort, travels = self.cohort(server_round), self._travels(arrays)
-        self._ask(cohort, travels)
+        # Charged for having been drawn, whether or not they come.
         self.custody.announce(self.phase, cohort)
         self._terms = self.custody.training_terms(self.phase, travels, cohort)
-        return self._address(grid, TRAIN, cohort, travels, server_round, self.phase.needs is Needs.INDIVIDUAL)
+        turnout = self.attendance.hold(self.phase, travels, cohort, Streams(self.seed, self.phase.name, server_round))
+        self._ask(cohort, travels, turnout)
+        return self._address(grid, TRAIN, turnout.present, travels, server_round, self.phase.needs is Needs.INDIVIDUAL)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -142,7 +150,8 @@ class SumStrategy(Strategy):
         """Address every client that the phase is evaluated on; nobody where metrics are withheld."""
         clients, travels = self.directory.evaluated_for(self.phase), self._travels(arrays)
         terms = self.custody.evaluation_terms(self.phase, clients) if clients else None
-        self._ask([] if terms is None else clients, travels)
+        asked = [] if terms is None else clients
+        self._ask(asked, travels, Turnout(tuple(asked)))
         if terms is None:
             return []
         self.custody.announce_evaluation(self.phase)
@@ -173,10 +182,14 @@ class SumStrategy(Strategy):
         """Return what of a state the clients are sent."""
         return self.phase.broadcast(decode_tensors(arrays))
 
-    def _ask(self, clients: Sequence[str], travels: State) -> None:
-        """Begin to count an exchange."""
-        self.tally = Tally(asked=len(clients), received_bytes=payload_bytes(travels) * len(clients))
-        self._asked = frozenset(clients)
+    def _ask(self, clients: Sequence[str], travels: State, turnout: Turnout) -> None:
+        """Begin to count an exchange; who is offline is sent nothing, and may not answer any more than others."""
+        sent = len(clients) - turnout.count(Absence.OFFLINE)
+        self.tally = Tally(asked=len(clients), received_bytes=payload_bytes(travels) * sent, turnout=turnout)
+        if clients and not turnout.present:
+            away = ", ".join(f"{turnout.count(each)} {each}" for each in Absence)
+            self.tally.reasons.append(f"nobody was there ({away})")
+        self._asked = frozenset(turnout.present)
 
     def _address(
         self,

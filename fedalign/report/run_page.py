@@ -126,6 +126,8 @@ def _costs(summary: Summary) -> str:
         ["server to clients", html.Number(byte_count(traffic.down_bytes))],
         ["clients to server", html.Number(byte_count(traffic.up_bytes))],
     ]
+    if timing.simulated_s is not None:
+        rows.append(["simulated time of all rounds", html.Number(duration(timing.simulated_s))])
     return html.table(["what", "how much"], rows)
 
 

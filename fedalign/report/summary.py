@@ -42,6 +42,8 @@ class Timing:
         Mean time inside one local training.
     engine_overhead_ms : float
         Mean time per client update that the engine adds to it: messages, scheduling, copies.
+    simulated_s : float or None
+        What the rounds would have taken the clients of a simulated population; None where none is simulated.
     """
 
     total_s: float
@@ -49,6 +51,7 @@ class Timing:
     client_updates: int
     per_client_update_ms: float
     engine_overhead_ms: float
+    simulated_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -114,10 +117,15 @@ class Summary:
                 raise UserError(f"{name} is {value}; a result must be a finite number, or left out")
 
     def to_json(self) -> dict[str, Any]:
-        """Return the object that ``summary.json`` holds; ``reason`` is there only when the run failed."""
+        """Return the object that ``summary.json`` holds; ``reason`` is there only when the run failed.
+
+        So is simulated time only where there was any.
+        """
         content = dataclasses.asdict(self)
         if self.reason is None:
             del content["reason"]
+        if self.timing.simulated_s is None:
+            del content["timing"]["simulated_s"]
         return content
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
+from fedalign.compression.base import Compression, NoCompression
 from fedalign.contribution import Contribution, State
 from fedalign.data.federated import ClientInfo, FederatedData, Role
 from fedalign.engines.in_process import InProcessGrid
@@ -24,6 +26,8 @@ from fedalign.federation.directory import ClientDirectory
 from fedalign.federation.exchange import StreamingGrid
 from fedalign.federation.exposure import exposure_of
 from fedalign.federation.observer import PhasePlan, RoundReport
+from fedalign.federation.payload import reply_bytes
+from fedalign.federation.population import Everybody, Population
 from fedalign.federation.sampling import FractionSampler, Sampler
 from fedalign.federation.secure.settings import SecAgg
 from fedalign.federation.server_optimizer import FedAvg
@@ -206,6 +210,8 @@ class Guarded:
     separate: bool = False
     wrap: Callable[[Grid], Grid] = lambda grid: grid
     listener: Listener = field(default_factory=Listener)
+    compression: Compression = field(default_factory=NoCompression)
+    population: Population = field(default_factory=Everybody)
 
     @property
     def journal(self) -> Path:
@@ -213,7 +219,8 @@ class Guarded:
 
     def site(self, config: str, node_config: Mapping[str, Any]) -> Site:
         return Site(
-            SEED, torch.get_num_threads(), self.phases, Crowd(self.clients, self.stages), self.privacy, self.metrics
+            SEED, torch.get_num_threads(), self.phases, Crowd(self.clients, self.stages), self.privacy, self.metrics,
+            compression=self.compression,
         )  # fmt: skip
 
     def grid(self) -> InProcessGrid:
@@ -230,7 +237,8 @@ class Guarded:
         nodes = len(self.clients) if self.separate else 1
         job = Job(
             "toy", "train/closeness", self.phases, federation, SEED, "{}", nodes, self.folder, [self.listener], resume,
-            self.keeper,
+            self.keeper, self.population,
+            functools.partial(reply_bytes, compression=self.compression, privacy=self.privacy),
         )  # fmt: skip
         return Conductor(job, self.wrap(self.grid())).run()
 

@@ -46,6 +46,7 @@ NEEDS = {
     "data=llmfao": ["data.path=llmfao"],
     "model=reward_lora": ["encoder=tokens"],
     "model=variational_lora": ["encoder=tokens"],
+    "population=trace": ["population.devices.path=trace.csv"],
 }
 """What choices need besides."""
 
@@ -93,6 +94,8 @@ QUICK = [
     ("logger", "tensorboard"),
     *(("model", name) for name in ("gpo", "reward", "variational_lora", "linear_utility", "gpt2_lora")),
     *(("partition", name) for name in ("by_group", "strict", "silos", "annotators")),
+    *(("population", name) for name in ("phones", "trace")),
+    *(("compression", name) for name in ("fp16", "topk_int8")),
     *(("privacy", name) for name in ("central", "distributed", "local_user")),
 ]
 
@@ -261,6 +264,13 @@ CHANGES = [
     "encoder.template='{option}'",
     "data.groups=7",
     "data.world_seed=8",
+    "population=phones",
+    "population=silos population.dropout=0.3",
+    "compression=bf16",
+    "compression=fp16",
+    "compression=int8",
+    "compression=topk",
+    "compression=topk_int8",
 ]
 
 
@@ -276,6 +286,8 @@ FAST = [
     "federation/server_optimizer=fedadam",
     "partition=iid partition.unseen=2 partition.min_questions=8",
     "encoder.size=16",
+    "population=phones",
+    "compression=topk_int8",
 ]
 """Some of every part of a run."""
 

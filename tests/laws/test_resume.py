@@ -34,8 +34,9 @@ def kill_after(number: int, monkeypatch: pytest.MonkeyPatch, phase: str = "gpo")
 
 
 def timeless(path: Path) -> list[Any]:
-    """Return a run's metrics without those that measure time."""
-    return [metric for metric in read_metrics(path / "metrics.jsonl") if not metric.name.endswith("seconds")]
+    """Return a run's metrics without those that measure time, unless it is simulated."""
+    metrics = read_metrics(path / "metrics.jsonl")
+    return [m for m in metrics if not m.name.endswith("seconds") or m.name.startswith("simulated")]
 
 
 # At a checkpoint, between two, and at the end; a server without and with a memory of its own.
@@ -57,6 +58,22 @@ def test_resumed_equals_straight_through(
     assert resumed.summary.traffic == straight.summary.traffic
     assert timeless(tmp_path / "killed") == timeless(tmp_path / "straight")
     assert resumed.summary.status == "completed"
+
+
+@pytest.mark.slow
+def test_a_simulated_population_and_what_was_kept_back_resume(
+    run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change = ("population=silos", "population.dropout=0.3", "compression=topk_int8")
+    straight = run("straight", *change)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_after(3, patch)
+        run("killed", *change)
+    resumed = resume(tmp_path / "killed")
+    assert residuals(final_state(straight), final_state(resumed)) == (0.0, 0.0)
+    assert resumed.summary.timing.simulated_s == straight.summary.timing.simulated_s
+    assert resumed.summary.traffic == straight.summary.traffic
+    assert timeless(tmp_path / "killed") == timeless(tmp_path / "straight")
 
 
 VARIATIONAL = ("method.divergence.weights=gumbel", "method.divergence.beta=0.1", "method.collect_latents=true")

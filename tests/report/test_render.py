@@ -115,6 +115,15 @@ def test_shows_time_traffic_configuration_and_environment(make_run: Callable[...
     assert "prior: none" in page.text and "python: 3.11.7" in page.text
 
 
+def test_shows_simulated_time_where_it_was_simulated(make_run: Callable[..., Path]) -> None:
+    path = make_run("run")
+    assert "simulated time" not in render(path).text
+    content = json.loads((path / "summary.json").read_text())
+    content["timing"]["simulated_s"] = 7230.0
+    (path / "summary.json").write_text(json.dumps(content))
+    assert ["simulated time of all rounds", "2 h 0 min"] in render(path).rows
+
+
 def test_says_plainly_that_there_is_no_guarantee(make_run: Callable[..., Path]) -> None:
     assert NO_PRIVACY in render(make_run("run")).text
     assert NO_PRIVACY.startswith("no privacy guarantee")

@@ -40,6 +40,12 @@ def test_keys_are_those_of_the_contract() -> None:
     assert content["privacy"] is None
 
 
+def test_simulated_time_is_there_where_it_was_simulated() -> None:
+    simulated = replace(SUMMARY, timing=replace(SUMMARY.timing, simulated_s=7.5))
+    assert simulated.to_json()["timing"]["simulated_s"] == 7.5
+    assert Summary.from_json(json.loads(json.dumps(simulated.to_json())), "summary.json") == simulated
+
+
 def test_only_a_failed_run_has_a_reason() -> None:
     assert replace(SUMMARY, status="failed", reason="no nodes").to_json()["reason"] == "no nodes"
     with pytest.raises(UserError, match="reason"):
