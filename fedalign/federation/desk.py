@@ -150,7 +150,7 @@ def answer(message: Message, context: Context, desk: Desk) -> RecordDict:
     if LETTERS not in message.content.config_records:
         if isinstance(desk.site.privacy, Protection) and desk.site.privacy.secure is not None:
             raise ValueError("this run adds up under masks only, and the order has no letters")
-        return add_up(desk.order.clients, desk.contribution, isinstance(desk.site.privacy, Protection))
+        return add_up(desk.order.clients, desk.contribution, desk.site.guarded)
 
     def work(client: str) -> tuple[Words, float]:
         start = time.perf_counter()
