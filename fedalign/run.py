@@ -23,7 +23,7 @@ from fedalign.federation.conductor import Job, Outcome
 from fedalign.federation.directory import ClientDirectory
 from fedalign.federation.observer import Observer
 from fedalign.federation.server_app import make_server_app
-from fedalign.guarantee import check_guarantee, check_users, custody_of, refuse_open_metrics
+from fedalign.guarantee import check_aggregation, check_guarantee, check_users, custody_of, refuse_open_metrics
 from fedalign.model_files import save_model
 from fedalign.report.environment import environment
 from fedalign.report.heartbeat import StatusFile
@@ -110,6 +110,7 @@ def start_on_grid(grid: Grid, context: Context, overrides: Sequence[str]) -> Non
     resolved = resolve(overrides)
     config = parse(resolved)
     refuse_open_metrics(config)
+    check_aggregation(config, phases_of(config, {}, {}))
     directory = _prepare(resolved, config)
     nodes = int(context.run_config.get("nodes", 0))
     _conduct(directory, resolved, config, nodes, lambda server: server(grid, context), _Population(0, {}, {}))
@@ -130,6 +131,8 @@ def _checked_population(resolved: Resolved, config: RunConfig) -> _Population:
     site = open_site(to_json(resolved), {})
     directory = ClientDirectory.of(site.data.clients)
     directory.check(site.phases, config.federation.sampler)
+    directory.check_cohorts(site.phases, config.federation.sampler, config.federation.aggregation)
+    check_aggregation(config, site.phases)
     check_guarantee(config, site.phases, directory)
     check_users(config, site.phases, {client: site.data.shard(client) for client in directory.training})
     site.check(client.name for client in site.data.clients)

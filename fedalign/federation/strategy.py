@@ -12,7 +12,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from fedalign.contribution import Contribution, State, UnorderedTotal
+from fedalign.contribution import Contribution, NoWeight, State, UnorderedTotal
+from fedalign.federation.aggregation import Aggregation, Mean
 from fedalign.federation.custody import Custody, NoCustody
 from fedalign.federation.directory import ClientDirectory
 from fedalign.federation.messages import EVALUATE, INSTRUCTION, STATE, TRAIN, Instruction, NodeReport, Terms
@@ -45,7 +46,14 @@ class SumStrategy(Strategy):
     seed : int
     custody : Custody or None
         Guards what is released; None promises nothing.
+
+    Attributes
+    ----------
+    aggregation : Aggregation
+        How replies become one, and what one may hold.
     """
+
+    aggregation: Aggregation = Mean(client_weight=None, client_norm=None, client_scalars=100_000)
 
     def __init__(
         self,
@@ -96,7 +104,12 @@ class SumStrategy(Strategy):
         self._ask(cohort, travels)
         self.custody.announce(self.phase, cohort)
         self._terms = self.custody.training_terms(self.phase, travels, cohort)
-        return self._address(grid, TRAIN, cohort, travels, server_round, self.phase.needs is Needs.INDIVIDUAL)
+        return self._address(grid, TRAIN, cohort, travels, server_round, self._singly)
+
+    @property
+    def _singly(self) -> bool:
+        """Whether each client's own reply is needed."""
+        return self.phase.needs is Needs.INDIVIDUAL or self.aggregation.individual
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -116,8 +129,10 @@ class SumStrategy(Strategy):
         single: dict[str, Contribution] = {}
 
         def take(report: NodeReport, contribution: Contribution) -> None:
+            if self._singly and len(report.clients) > 1:
+                raise ValueError("one reply for several clients, where each one's own was asked for")
             running.add(contribution)
-            if self.phase.needs is Needs.INDIVIDUAL:
+            if self._singly:
                 single[report.clients[0]] = contribution
 
         reader.read(replies, take)
@@ -126,13 +141,29 @@ class SumStrategy(Strategy):
             if not self.tally.updates:
                 return self._arrays, None
         cohort = self.cohort(server_round)
-        summed = self.custody.release(self.phase, told, server_round, cohort, running.value())
-        if self.phase.needs is Needs.INDIVIDUAL:
-            # In the order of the clients, whatever node they came from and when.
-            replies_of_all = [single[client] for client in cohort if client in single]
-            state = self.phase.update_each(state, replies_of_all, self.optimizer)
-        else:
-            state = self.phase.update(state, summed, self.optimizer)
+        # In the order of the clients, whatever node they came from and when.
+        replies_of_all = [single[client] for client in cohort if client in single]
+        robust = self.aggregation.individual and self.phase.needs is Needs.SUM
+        if robust and len(single) < self.aggregation.fewest:
+            _log.warning(
+                "round %d of phase %s is not applied: %d replies, and the aggregation needs %d",
+                server_round, self.phase.name, len(single), self.aggregation.fewest,
+            )  # fmt: skip
+            return self._arrays, None
+        summed = self.aggregation.combine(replies_of_all, running.value()) if robust else running.value()
+        summed = self.custody.release(self.phase, told, server_round, cohort, summed)
+        try:
+            if self.phase.needs is Needs.INDIVIDUAL:
+                state = self.phase.update_each(state, replies_of_all, self.optimizer)
+            else:
+                state = self.phase.update(state, summed, self.optimizer)
+        except (NoWeight, KeyError) as error:
+            template = self.phase.template(told)
+            # What nobody sent is missing from a total; any other missing key is a mistake of ours.
+            if isinstance(error, KeyError) and (template is None or error.args[0] not in template.tensors):
+                raise
+            _log.warning("round %d of phase %s is not applied: %s", server_round, self.phase.name, error)
+            return self._arrays, None
         self.train_sums = decode(summed.scalars)
         return encode_tensors(state), _record(self.train_sums)
 
@@ -202,7 +233,12 @@ class SumStrategy(Strategy):
 
     def _reader(self, what: str, inspect: Inspect) -> ReplyReader:
         """Return what reads the replies of the exchange that was begun last."""
-        return ReplyReader(what, self._asked, self.directory.node_of, self.tally, inspect)
+
+        def bounded(clients: int, contribution: Contribution) -> None:
+            self.aggregation.check(clients, contribution, self.phase.client_weight)
+            inspect(clients, contribution)
+
+        return ReplyReader(what, self._asked, self.directory.node_of, self.tally, bounded)
 
 
 def _record(sums: Sequence[MetricSum]) -> MetricRecord:
