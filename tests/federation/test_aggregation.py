@@ -173,7 +173,7 @@ def test_methods_with_uniform_weights_know_them(name: str) -> None:
         config = parse(resolve([f"method={name}", f"method.weight={weight}"]))
         learning = [phase for phase in phases_of(config, {}) if phase.rounds > 1]
         assert learning
-        assert {phase.client_weight for phase in learning} == {known}
+        assert known in {phase.client_weight for phase in learning}
 
 
 @pytest.mark.parametrize(("aggregation", "fewest"), list(zip(ROBUST, [3, 5, 5, 5], strict=True)), ids=IDS)
@@ -231,6 +231,13 @@ def test_sums_that_are_no_changes_of_a_model_are_refused() -> None:
 def test_numbers_that_no_client_has_are_refused(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=r"which is no count|a weight of 3 over 2 clients"):
         Mean(1.0, None, 10).check(2, Contribution(scalars={name: value}), None)
+
+
+@pytest.mark.parametrize("value", [1e31, -1e31, float("nan"), float("inf")])
+def test_numbers_that_sums_could_not_hold_are_refused(value: float) -> None:
+    for bad in (Contribution({"a": torch.tensor([0.0, value])}), Contribution(scalars={"a": value})):
+        with pytest.raises(ValueError, match=r"a: (is|holds)"):
+            Mean(None, None, 10).check(2, bad, None)
 
 
 def test_a_flood_of_names_is_refused() -> None:
