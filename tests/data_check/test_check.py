@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,13 @@ def test_a_misspelt_column_is_a_warning_and_another_one_a_note(tmp_path: Path) -
 def test_numbers_in_a_column_of_texts_are_a_warning(tmp_path: Path) -> None:
     rows = [{**row, "chosen": str(place)} for place, row in enumerate(GOOD["pairs"])]
     assert "numbers_as_text" in codes(check(tmp_path, rows), "warning")
+
+
+def test_a_long_text_takes_no_longer_than_its_length(tmp_path: Path) -> None:
+    began = time.perf_counter()
+    for text in ("a" * 500_000, "A" + "a" * 500_000, "<a " * 200_000, "0 1" * 200_000, "a@" * 200_000, "+1" * 200_000):
+        check(tmp_path, changed("pairs", prompt=text, annotator=text))
+    assert time.perf_counter() - began < 20
 
 
 def test_names_of_people_are_told_from_codes(tmp_path: Path) -> None:
