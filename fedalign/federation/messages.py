@@ -9,7 +9,7 @@ from typing import Any
 
 from flwr.app import ConfigRecord, RecordDict
 
-from fedalign.federation.untrusted import read_amount, read_count, read_names, read_object
+from fedalign.federation.untrusted import one_line, read_amount, read_count, read_names, read_object
 
 INSTRUCTION = "instruction"
 STATE = "state"
@@ -137,10 +137,20 @@ class NodeReport:
             If there is none, or it is malformed.
         """
         try:
-            fields = json.loads(str(content.config_records[REPORT]["json"]))
-            failures = tuple((str(client), str(reason)) for client, reason in fields["failures"])
-            clients = tuple(str(client) for client in fields["clients"])
-            numbers = float(fields["seconds"]), int(fields["sent_bytes"])
-            return NodeReport(clients, *numbers, failures, int(fields["retries"]))
-        except (KeyError, TypeError, OverflowError) as error:
-            raise ValueError(f"the reply holds no report: {error!r}") from error
+            told = content.config_records[REPORT]["json"]
+        except KeyError as error:
+            raise ValueError(f"the reply holds no report: {error!r}") from None
+        fields = read_object(told, "the report")
+        clients, seconds = read_names(fields, "clients"), read_amount(fields, "seconds")
+        sent_bytes, retries = read_count(fields, "sent_bytes"), read_count(fields, "retries")
+        return NodeReport(clients, seconds, sent_bytes, _failures(fields.get("failures")), retries)
+
+
+def _failures(told: object) -> tuple[tuple[str, str], ...]:
+    """Read who failed and why; the reasons become single short lines."""
+    if not isinstance(told, list):
+        raise ValueError("failures is not a list")
+    for pair in told:
+        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(part, str) for part in pair)):
+            raise ValueError("failures does not hold pairs of texts")
+    return tuple((client, one_line(reason)) for client, reason in told)

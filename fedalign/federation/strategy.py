@@ -123,7 +123,7 @@ class SumStrategy(Strategy):
         """
         state, told = decode_tensors(self._arrays), self._travels(self._arrays)
         inspect = functools.partial(self.custody.inspect, self.phase, told, self._terms)
-        reader = self._reader(f"round {server_round} of phase {self.phase.name}", inspect)
+        reader = self._reader(f"round {server_round} of phase {self.phase.name}", inspect, TRAIN, server_round)
         self.train_sums = []
         running = UnorderedTotal()
         single: dict[str, Contribution] = {}
@@ -189,7 +189,8 @@ class SumStrategy(Strategy):
             If no client answered.
         """
         name = self.phase.name
-        reader = self._reader(f"evaluation of phase {name}, round {server_round}", self.custody.inspect_metrics)
+        what = f"evaluation of phase {name}, round {server_round}"
+        reader = self._reader(what, self.custody.inspect_metrics, EVALUATE, server_round)
         running = UnorderedTotal()
         reader.read(replies, lambda _, contribution: running.add(contribution))
         self.evaluation_sums, self.evaluation_tensors = [], {}
@@ -231,14 +232,15 @@ class SumStrategy(Strategy):
             messages.append(grid.create_message(content, kind, node, str(server_round)))
         return messages
 
-    def _reader(self, what: str, inspect: Inspect) -> ReplyReader:
+    def _reader(self, what: str, inspect: Inspect, kind: str, server_round: int) -> ReplyReader:
         """Return what reads the replies of the exchange that was begun last."""
 
         def bounded(clients: int, contribution: Contribution) -> None:
             self.aggregation.check(clients, contribution, self.phase.client_weight)
             inspect(clients, contribution)
 
-        return ReplyReader(what, self._asked, self.directory.node_of, self.tally, bounded)
+        node_of, group = self.directory.node_of, str(server_round)
+        return ReplyReader(what, self._asked, node_of, self.tally, bounded, kind, group)
 
 
 def _record(sums: Sequence[MetricSum]) -> MetricRecord:
