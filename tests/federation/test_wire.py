@@ -175,7 +175,7 @@ def test_language_models_send_no_texts_and_no_tokens_of_them(tmp_path: Path, wir
     small = [o for o in ALIGNMENT if not o.startswith("data.")]
     more = ["data=texts_file", f"partition={partition}", "partition.unseen=2"]
     if partition == "silos":
-        more += ["partition.clients=2", "partition.shares.sft=0.5", "partition.shares.rl=0.5"]
+        more += ["partition.clients=2", "federation.sampler.size=1"]
     run(tmp_path, texts(), "method=dprlhf", *small, *more, f"model.model={model}")
     assert wire.holding(CANARY) == set()
     assert (wire.holding(PERSON) == set()) is (partition == "silos")
