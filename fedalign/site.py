@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedalign.config import RunConfig, parse
+from fedalign.config import RunConfig, parse, to_json
 from fedalign.confinement import confine
 from fedalign.data.federated import FederatedData
 from fedalign.data.prefixed import PrefixedData
@@ -35,8 +35,9 @@ def open_site(config: str, node_config: Mapping[str, Any]) -> Site:
         Resolved run configuration as JSON, from :func:`fedalign.config.to_json`.
     node_config : mapping
         The node's own configuration; ``data-path`` points it to the site's data, ``model-path`` to a directory of
-        models that runs may name, and ``client-prefix`` begins its clients' names, which the data may not make up to be
-        different from other sites' (``silo-1``, ``test-1``).
+        models that runs may name, ``agreed-config`` to the only configuration that it follows, and ``client-prefix``
+        begins its clients' names, which the data may not make up to be different from other sites' (``silo-1``,
+        ``test-1``).
 
     Raises
     ------
@@ -45,9 +46,39 @@ def open_site(config: str, node_config: Mapping[str, Any]) -> Site:
     UserError
         If the configuration is wrong, or names a path that is none of its business (:mod:`fedalign.confinement`).
     """
+    if "agreed-config" in node_config:
+        check_agreed(config, Path(str(node_config["agreed-config"])))
     path, prefix = node_config.get("data-path"), node_config.get("client-prefix", "")
     models = str(node_config.get("model-path", ""))
     return _open(config, None if path is None else str(path), str(prefix), models)
+
+
+def check_agreed(config: str, path: Path) -> None:
+    """Refuse a run's configuration that is not the one a site has agreed to.
+
+    Parameters
+    ----------
+    config : str
+        As it travels.
+    path : Path
+        What ``fedalign run --print-config`` printed for the run.
+
+    Raises
+    ------
+    UserError
+        Naming keys that differ.
+    """
+    try:
+        agreed = json.loads(to_json(json.loads(path.read_text(encoding="utf-8"))))
+    except (OSError, ValueError, RecursionError, AttributeError) as error:
+        raise UserError(f"agreed-config={path}: cannot be read as JSON ({type(error).__name__})") from None
+    sent = _content_of(config)
+    if agreed != sent:
+        differing = sorted(key for key in {*agreed, *sent} if agreed.get(key) != sent.get(key))
+        raise UserError(
+            f"this site has agreed to another configuration (agreed-config): {', '.join(differing)[:80]} differ; send "
+            "the one that was agreed, or ask the site to agree to this one"
+        )
 
 
 def open_node_site(config: str, node_config: Mapping[str, Any]) -> Site:

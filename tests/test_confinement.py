@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedalign.cli import main
 from fedalign.config import conf_directory, options, resolve, to_json
 from fedalign.confinement import PATHS, confine
 from fedalign.errors import DataError, UserError
@@ -115,6 +116,23 @@ def test_whatever_is_sent_is_confined_or_refused(value: Any) -> None:
     for key, text in strings(held):
         if any(part in PATHS for part in key.split(".")):
             assert text == OWN or not text.startswith(("/", "~", "."))
+
+
+def test_a_site_follows_the_configuration_that_was_agreed_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use_cache(tmp_path, monkeypatch)
+    agreed = tmp_path / "agreed.json"
+    assert main(["run", "--print-config", *TINY]) == 0
+    agreed.write_text(capsys.readouterr().out)
+    policy = {"partition-id": 0, "agreed-config": str(agreed)}
+    assert open_node_site(to_json(resolve([*TINY, "output=elsewhere"])), policy).phases
+    for change in ("seed=3", "privacy=central"):
+        with pytest.raises(UserError, match=f"agreed to another configuration .*{change.split('=')[0]}.* differ"):
+            open_node_site(to_json(resolve([*TINY, change])), policy)
+    agreed.write_text("[]")
+    with pytest.raises(UserError, match="cannot be read as JSON"):
+        open_node_site(to_json(resolve([*TINY])), policy)
 
 
 def test_a_deployed_node_says_which_data_it_reads() -> None:

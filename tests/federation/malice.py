@@ -34,7 +34,7 @@ TEXTS = st.one_of(
 )
 
 
-def _forged(shape: Any, dtype: str = "<f8", body: bytes = b"") -> bytes:
+def forged(shape: Any, dtype: str = "<f8", body: bytes = b"") -> bytes:
     header = f"{{'descr': {dtype!r}, 'fortran_order': False, 'shape': {shape!r}, }}"
     padded = header + " " * (63 - (10 + len(header)) % 64) + "\n"
     return b"\x93NUMPY\x01\x00" + len(padded).to_bytes(2, "little") + padded.encode("latin1", "replace") + body
@@ -65,20 +65,20 @@ BYTES: list[bytes] = [
     b"PK\x03\x04",
     _zipped(),
     _saved(np.array([Exploit()], dtype=object), pickle=True),
-    _forged((10**12,)),
-    _forged((10**30, 10**30)),
-    _forged((-2,), body=b"\0" * 16),
-    _forged("x"),
-    _forged((2,), "<f16", b"\0" * 32),
-    _forged((2,), ">f8", b"\0" * 16),
-    _forged((2,), "|O", b"\0" * 16),
-    _forged((2,), "<c16", b"\0" * 32),
-    _forged((2,), "<M8[s]", b"\0" * 16),
-    _forged((2,), "<U4", b"\0" * 32),
-    _forged((2,), "[" * 5000),
-    _forged((2,), "|b1", b"\1\1"),
-    _forged((2,), "<i8", b"\xff" * 16),
-    _forged((2,), "<f2", b"\0\x7c" * 2),
+    forged((10**12,)),
+    forged((10**30, 10**30)),
+    forged((-2,), body=b"\0" * 16),
+    forged("x"),
+    forged((2,), "<f16", b"\0" * 32),
+    forged((2,), ">f8", b"\0" * 16),
+    forged((2,), "|O", b"\0" * 16),
+    forged((2,), "<c16", b"\0" * 32),
+    forged((2,), "<M8[s]", b"\0" * 16),
+    forged((2,), "<U4", b"\0" * 32),
+    forged((2,), "[" * 5000),
+    forged((2,), "|b1", b"\1\1"),
+    forged((2,), "<i8", b"\xff" * 16),
+    forged((2,), "<f2", b"\0\x7c" * 2),
     b"\x93NUMPY\x03\x00\x05\x00\x00\x00{}",
     *(
         _saved(np.array(values, dtype=dtype))
