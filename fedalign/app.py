@@ -9,9 +9,9 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedalign.federation.client_app import make_client_app
 from fedalign.run import start_on_grid
-from fedalign.site import open_site
+from fedalign.site import open_node_site
 
-client = make_client_app(open_site)
+client = make_client_app(open_node_site)
 server = ServerApp()
 
 

@@ -68,7 +68,7 @@ def _target(path: Any, expected: type, key: str) -> type:
     module, _, name = path.rpartition(".")
     try:
         cls = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"{_join(key, TARGET)}={path} cannot be imported: {error}") from error
     if not (isinstance(cls, type) and issubclass(cls, expected) and dataclasses.is_dataclass(cls)):
         raise UserError(f"{_join(key, TARGET)}={path} is not a {expected.__name__}")

@@ -1,4 +1,4 @@
-"""The command line: ``fedalign run``, ``status``, ``list``, ``report``, ``predict``, ``audit``; no logic of its own."""
+"""The command line: ``fedalign run``, ``status``, ``report`` and the others below; no logic of its own."""
 
 from __future__ import annotations
 
@@ -125,6 +125,15 @@ def _parser() -> argparse.ArgumentParser:
     audit.add_argument("--output", type=Path, help="directory (default: audit/ in the run's, or one under outputs/)")
     audit.add_argument("--seed", type=int, help="of the canaries (default: the run's)")
     audit.set_defaults(command=_audit)
+
+    data = commands.add_parser("data", help="look at data before they are used")
+    kinds = data.add_subparsers(required=True, metavar="what")
+    check = kinds.add_parser("check", parents=[common], help="what a file holds, what is wrong, and what would leave")
+    check.add_argument("path", type=Path, metavar="PATH")
+    check.add_argument("--kind", help="survey, pairs, rankings or texts (default: told by the columns)")
+    check.add_argument("--encoder", default="none", help="an encoder to try the texts with (none)")
+    check.add_argument("--json", type=Path, metavar="FILE", help="write the findings for other programs")
+    check.set_defaults(command=_check_data)
     return parser
 
 
@@ -228,6 +237,19 @@ def _audit(given: argparse.Namespace) -> None:
     audited = audit_run(given.target, request)
     show(Console(), audited)
     audited.check()
+
+
+def _check_data(given: argparse.Namespace) -> None:
+    from fedalign.data_check.check import check_file
+    from fedalign.data_check.show import show_check
+    from fedalign.report.atomic import write_json_atomic
+
+    report = check_file(given.path, given.kind, given.encoder)
+    show_check(Console(), report)
+    if given.json is not None:
+        _save("json", given.json, lambda: write_json_atomic(given.json, report.to_json()))
+    if report.refused:
+        raise UserError(f"{given.path}: {len(report.of_level('error'))} errors; a run would refuse this file")
 
 
 if __name__ == "__main__":

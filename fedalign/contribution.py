@@ -18,6 +18,10 @@ DELTA = "delta/"
 WEIGHT = "weight"
 
 
+class NoWeight(ValueError):
+    """A total that no mean can be taken of."""
+
+
 @dataclass(frozen=True)
 class Contribution:
     """Named tensors and scalars that are meant to be added.
@@ -280,12 +284,12 @@ def mean_delta(contribution: Contribution) -> State:
 
     Raises
     ------
-    ValueError
+    NoWeight
         If the total carries no positive weight.
     """
     weight = contribution.scalars.get(WEIGHT, 0.0)
     if not weight > 0:
-        raise ValueError(f"the total weight of the round is {weight}; it must be positive")
+        raise NoWeight(f"the total weight of the round is {weight}; it must be positive")
     return {
         name.removeprefix(DELTA): tensor / weight
         for name, tensor in contribution.tensors.items()

@@ -9,5 +9,9 @@ class UserError(Exception):
     """
 
 
+class DataError(UserError):
+    """A mistake in somebody's data: the message may repeat what they say, so that it does not leave their site."""
+
+
 class RunFailed(Exception):
     """A federation that could not go on: every client of a round failed, or nodes never came."""

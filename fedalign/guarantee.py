@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,44 @@ def refuse_open_metrics(config: RunConfig) -> None:
             "privacy/metrics=open would send exact metrics of real nodes past the guarantee; set "
             "privacy/metrics=summed or withheld"
         )
+
+
+def check_aggregation(config: RunConfig, phases: Phases) -> None:
+    """Refuse a robust aggregation where replies cannot be seen one by one, or a guarantee is about their sum.
+
+    Raises
+    ------
+    UserError
+        Naming what to choose instead.
+    """
+    aggregation, privacy = config.federation.aggregation, config.privacy
+    if not aggregation.individual:
+        return
+    name = type(aggregation).__name__
+    if isinstance(privacy, Protection):
+        if privacy.secure is not None:
+            raise UserError(
+                f"federation/aggregation={name} looks at single replies, and privacy.secure hides them; choose one of "
+                "the two (federation/aggregation=mean, or privacy/secure=null)"
+            )
+        if privacy.mechanism is not None:
+            raise UserError(
+                f"federation/aggregation={name}: the noise of privacy ({_chosen(privacy)}) is chosen for a sum, which "
+                f"one "
+                "client moves by its bound at most; a median or a choice of replies can move by more. Choose "
+                "federation/aggregation=mean, whose clients the bound holds already, or privacy=local_user"
+            )
+    for phase in phases:
+        if phase.rounds and phase.needs is Needs.INDIVIDUAL and not phase.diagnostic:
+            raise UserError(
+                f"federation/aggregation={name}: phase {phase.name!r} of method={config.method.name} makes something "
+                f"of "
+                "each reply itself; choose federation/aggregation=mean, or another method"
+            )
+        if phase.rounds and phase.needs is Needs.SUM:
+            # Where a phase begins with what earlier ones leave, it is looked at when it begins.
+            with contextlib.suppress(KeyError):
+                aggregation.check_phase(phase.name, _template(phase, config))
 
 
 def local_privacy(config: RunConfig, phases: Phases) -> LocalPrivacy | None:

@@ -26,7 +26,7 @@ from fedalign.federation.observer import Observer
 from fedalign.federation.payload import reply_bytes
 from fedalign.federation.population import Everybody
 from fedalign.federation.server_app import make_server_app
-from fedalign.guarantee import check_guarantee, check_users, custody_of, refuse_open_metrics
+from fedalign.guarantee import check_aggregation, check_guarantee, check_users, custody_of, refuse_open_metrics
 from fedalign.model_files import save_model
 from fedalign.report.environment import environment
 from fedalign.report.heartbeat import StatusFile
@@ -113,6 +113,7 @@ def start_on_grid(grid: Grid, context: Context, overrides: Sequence[str]) -> Non
     resolved = resolve(overrides)
     config = parse(resolved)
     refuse_open_metrics(config)
+    check_aggregation(config, phases_of(config, {}, {}))
     if not isinstance(config.population, Everybody):
         raise UserError("population: nodes of a Flower federation come and go by themselves; set population=none")
     directory = _prepare(resolved, config)
@@ -135,6 +136,8 @@ def _checked_population(resolved: Resolved, config: RunConfig) -> _Population:
     site = open_site(to_json(resolved), {})
     directory = ClientDirectory.of(site.data.clients)
     directory.check(site.phases, config.federation.sampler)
+    directory.check_cohorts(site.phases, config.federation.sampler, config.federation.aggregation)
+    check_aggregation(config, site.phases)
     config.population.fleet(directory.training, config.seed)
     check_guarantee(config, site.phases, directory)
     check_users(config, site.phases, {client: site.data.shard(client) for client in directory.training})

@@ -14,6 +14,9 @@ from fedalign.contribution import DELTA, WEIGHT, Contribution, StackedContributi
 
 Vector = npt.NDArray[np.float64]
 
+_LONGEST = 300
+"""Characters of a name that only its sender knows."""
+
 
 @dataclass(frozen=True)
 class Template:
@@ -78,6 +81,37 @@ class Template:
                     found[place] = error
         return found
 
+    def check_open(
+        self, contribution: Contribution, shapes: Mapping[str, tuple[int, ...]], numbered: bool = False
+    ) -> None:
+        """Refuse a contribution with anything but the template's tensors and others, whose names only begin as known.
+
+        Parameters
+        ----------
+        contribution : Contribution
+        shapes : mapping from prefix to shape
+            What else there may be.
+        numbered : bool
+            Whether what follows a prefix is a number of 63 bits.
+
+        Raises
+        ------
+        ValueError
+            Naming the tensor.
+        """
+        known = {name: tensor for name, tensor in contribution.tensors.items() if name in self.tensors}
+        self.check(Contribution(known, contribution.scalars))
+        for name in contribution.tensors.keys() - known.keys():
+            prefix = next((start for start in shapes if name.startswith(start)), None)
+            rest = "" if prefix is None else name.removeprefix(prefix)
+            if prefix is None or not 0 < len(rest) <= _LONGEST or (numbered and not _is_number(rest)):
+                raise ValueError(f"{name[:80]}: no such sum in this phase")
+            tensor = contribution.tensors[name]
+            if tuple(tensor.shape) != tuple(shapes[prefix]):
+                raise ValueError(f"{name[:80]}: shape {tuple(tensor.shape)[:4]}, not {tuple(shapes[prefix])}")
+            if not is_finite(tensor):
+                raise ValueError(f"{name[:80]}: holds NaN or Inf")
+
     def flatten(self, contribution: Contribution) -> Vector:
         """Return the contribution's tensors as one float64 vector; zero where it lacks one."""
         parts = [
@@ -121,3 +155,7 @@ class Template:
                 raise ValueError(f"{name}: no such sum in this phase")
             if tuple(shape) != tuple(self.tensors[name]):
                 raise ValueError(f"{name}: shape {tuple(shape)}, not {tuple(self.tensors[name])}")
+
+
+def _is_number(text: str) -> bool:
+    return len(text) < 20 and text.isascii() and text.isdecimal() and int(text) < 2**63

@@ -19,6 +19,7 @@ from fedalign.federation.custody import NoCustody
 from fedalign.federation.directory import ClientDirectory
 from fedalign.guarantee import (
     account_of,
+    check_aggregation,
     check_guarantee,
     custody_of,
     local_privacy,
@@ -30,7 +31,7 @@ from fedalign.methods.base import Artefacts, Participation
 from fedalign.privacy.delta import default_delta
 from fedalign.rng import Streams
 from fedalign.run import start
-from fedalign.site import open_site
+from fedalign.site import open_site, phases_of
 from tests.cases import mostly_slow
 
 from .federation.guarded import Pull
@@ -374,3 +375,34 @@ def test_the_published_noise_is_that_of_the_published_steps() -> None:
     assert {name: round(value, 2) for name, value in noise.noise_multipliers.items()} == {"sft": 1.50, "rl": 1.62}
     steps = {phase.name: phase.rounds * phase.local_steps for phase in phases}
     assert steps == {"sft": 976, "rl": 4880}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["privacy=secure_sum", "method.prior=none"], "looks at single replies, and privacy.secure hides them"),
+        (["privacy=central", "method.prior=none"], "is chosen for a sum, which one client moves by its bound at most"),
+        (["privacy=distributed", "method.prior=none"], "privacy.secure hides them"),
+        ([], "phase 'question_prior' adds up .*method.prior=none"),
+        (["method=emdpo", "method/start=random"], "phase 'em' adds up"),
+        (["method=fedbiscuit"], "makes something of each reply itself"),
+    ],
+)
+@pytest.mark.parametrize("aggregation", ["median", "krum"])
+def test_a_robust_aggregation_is_refused_where_it_would_break_a_promise(
+    overrides: list[str], message: str, aggregation: str
+) -> None:
+    config = parse(resolve([*overrides, f"federation/aggregation={aggregation}"]))
+    with pytest.raises(UserError, match=message):
+        check_aggregation(config, phases_of(config, {}, {}))
+    plain = parse(resolve(overrides))
+    check_aggregation(plain, phases_of(plain, {}, {}))
+
+
+LOCALLY_PRIVATE = ["method=fedavg_bt", "privacy=local_example", "method.local.max_grad_norm=null"]
+
+
+@pytest.mark.parametrize("overrides", [["method.prior=none"], ["method=fedavg_bt"], LOCALLY_PRIVATE])
+def test_a_robust_aggregation_goes_with_changes_of_a_model(overrides: list[str]) -> None:
+    config = parse(resolve([*overrides, "federation/aggregation=median"]))
+    check_aggregation(config, phases_of(config, {}, {}))

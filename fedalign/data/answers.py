@@ -11,6 +11,7 @@ import numpy as np
 
 from fedalign.data.cleaning import CleanedQuestion, Cleaning, clean_question, clean_shares
 from fedalign.data.schema import Distribution, Question, Survey
+from fedalign.data.table import number_of
 from fedalign.errors import UserError
 
 
@@ -194,6 +195,7 @@ def _list(value: object, where: str, column: str) -> Sequence[object]:
 
 
 def _number(value: object, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise UserError(f"{where}: 'distribution' holds {value!r}; every share must be a number in [0, 1]")
-    return float(value)
+    number = number_of(value)
+    if number is None:
+        raise UserError(f"{where}: 'distribution' holds {value!r:.40}; every share must be a number in [0, 1]")
+    return number

@@ -16,7 +16,7 @@ from fedalign.data.pairs_file import parse_split
 from fedalign.data.ranking_probe import ProbeAnswer, with_probe
 from fedalign.data.ranking_rows import GROUP, RankingRow, clean_rankings
 from fedalign.data.rankings import Menu, RankingSet, RankingSource
-from fedalign.data.table import parse_json_cell, read_table, suffix_of
+from fedalign.data.table import number_of, parse_json_cell, read_table, suffix_of
 from fedalign.errors import UserError
 from fedalign.rng import Streams
 
@@ -91,7 +91,7 @@ def _judgments(path: Path, answers: list[ProbeAnswer]) -> Iterator[RankingRow]:
     text_cells = suffix_of(path) == ".csv"
     for where, record in read_table(path, COLUMNS):
         row = parse_ranking_row(record, where, text_cells)
-        if not _flag(record.get("probe"), where, "probe"):
+        if not read_flag(record.get("probe"), where, "probe"):
             yield row
         elif row.annotator is None:
             raise UserError(f"{where}: 'annotator' is empty in a row of the probe; say who answered")
@@ -167,14 +167,22 @@ def _ranks(value: object, where: str, count: int) -> tuple[float | None, ...]:
 def _rank(value: object, where: str) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    number = number_of(value)
+    if number is None or not math.isfinite(number):
         raise UserError(
             f"{where}: 'ranks' holds {str(value)[:40]!r}; a rank must be a number (1 is best, equal ones tie), or null"
         )
-    return float(value)
+    return number
 
 
-def _flag(value: object, where: str, column: str) -> bool:
+def read_flag(value: object, where: str, column: str) -> bool:
+    """Return a cell that is true or false; an empty one is false.
+
+    Raises
+    ------
+    UserError
+        If it is neither.
+    """
     if value is None or value == "":
         return False
     known = value if isinstance(value, bool) else _BOOLEANS.get(str(value).strip().casefold())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -83,7 +83,15 @@ def survey_rows(path: Path, group_column: str) -> Iterator[AnswerRow]:
     """
     text_cells = suffix_of(path) == ".csv"
     for where, record in read_table(path, (group_column, "question", "options", "distribution")):
-        if text_cells:
-            lists = {key: parse_json_cell(record[key], where, key) for key in ("options", "distribution")}
-            record = {**record, **lists}
-        yield parse_row(record, where, group_column)
+        yield parse_row(with_lists(record, where) if text_cells else record, where, group_column)
+
+
+def with_lists(record: Mapping[str, object], where: str) -> dict[str, object]:
+    """Return a row of a CSV file with its two lists read.
+
+    Raises
+    ------
+    UserError
+        If one is not JSON.
+    """
+    return {**record, **{key: parse_json_cell(record[key], where, key) for key in ("options", "distribution")}}

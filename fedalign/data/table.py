@@ -67,6 +67,8 @@ def read_table(path: Path, columns: tuple[str, ...]) -> Iterator[Record]:
         raise UserError(f"{path}: not a complete gzip file ({error}); fetch it again") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); check the file and its rights") from None
 
 
 def require_file(path: Path) -> None:
@@ -94,10 +96,35 @@ def parse_json_cell(value: object, where: str, column: str) -> object:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
-    except json.JSONDecodeError:
+        found = json.loads(value)
+    # Beside what is no JSON: numbers of thousands of digits, and lists in lists in lists.
+    except (ValueError, RecursionError):
         raise UserError(
             f'{where}: {column!r} holds {value[:40]!r}; it must be a JSON list such as ["a", "b"]'
+        ) from None
+    _refuse_half_characters(found, value, where)
+    return found
+
+
+def number_of(value: object) -> float | None:
+    """Return a cell's number; None where it holds none, or one that no float can be."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None
+
+
+def _refuse_half_characters(found: object, text: str, where: str) -> None:
+    """Refuse escapes of half a character (a lone surrogate), which no text can be made of."""
+    if "\\u" not in text:
+        return
+    try:
+        json.dumps(found, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{where}: holds half a character (an escape such as \\ud83d without its other half); write the text anew"
         ) from None
 
 
@@ -111,22 +138,33 @@ def _json_records(path: Path, columns: tuple[str, ...], compressed: bool) -> Ite
                 record = json.loads(line)
             except json.JSONDecodeError as error:
                 raise UserError(f"{where}: not JSON ({error.msg}); every line must be one JSON object") from None
+            # Numbers of thousands of digits, and lists in lists in lists.
+            except (ValueError, RecursionError) as error:
+                raise UserError(
+                    f"{where}: JSON that cannot be read ({str(error)[:60]}); mend or remove the line"
+                ) from None
             if not isinstance(record, dict):
                 raise UserError(f"{where}: holds a {type(record).__name__}; every line must be one JSON object")
             require_columns(list(record), columns, where)
+            _refuse_half_characters(record, line, where)
             yield where, record
 
 
 def _csv_records(path: Path, columns: tuple[str, ...]) -> Iterator[Record]:
     with path.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.DictReader(lines)
-        require_columns(list(reader.fieldnames or []), columns, str(path))
-        for number, record in enumerate(reader, start=1):
-            if None in record or None in record.values():
-                raise UserError(
-                    f"{path} row {number}: not as many cells as the header has; quote cells that hold commas"
-                )
-            yield f"{path} row {number}", record
+        try:
+            require_columns(list(reader.fieldnames or []), columns, str(path))
+            for number, record in enumerate(reader, start=1):
+                if None in record or None in record.values():
+                    raise UserError(
+                        f"{path} row {number}: not as many cells as the header has; quote cells that hold commas"
+                    )
+                yield f"{path} row {number}", record
+        except csv.Error as error:
+            raise UserError(
+                f"{path} line {reader.line_num}: not CSV ({error}); close quotes, and keep very long texts in .jsonl"
+            ) from None
 
 
 def _parquet_records(path: Path, columns: tuple[str, ...]) -> Iterator[Record]:
@@ -134,9 +172,14 @@ def _parquet_records(path: Path, columns: tuple[str, ...]) -> Iterator[Record]:
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(path)
-    except pyarrow.ArrowException as error:
-        raise UserError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
-    require_columns(list(table.column_names), columns, str(path))
-    for number, record in enumerate(table.to_pylist(), start=1):
+        table = pyarrow.parquet.ParquetFile(path).read()
+        names = list(table.column_names)
+        require_columns(names, columns, str(path))
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise UserError(f"{path}: two columns are called {twice[0]!r}; rename one")
+        records = table.to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError, TypeError) as error:
+        raise UserError(f"{path}: not a readable Parquet file ({(str(error).splitlines() or [''])[0]})") from None
+    for number, record in enumerate(records, start=1):
         yield f"{path} row {number}", record

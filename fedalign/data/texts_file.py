@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -79,16 +79,35 @@ def read_texts_file(path: Path, test_fraction: float, per_user: int, streams: St
 
 def _rows(path: Path) -> Iterator[CorpusRow]:
     for where, record in read_table(path, ("prompt", "response")):
-        rejected = record.get("rejected")
-        yield CorpusRow(
-            prompt=_prompt(record["prompt"], where),
-            response=_response(record["response"], where, "response"),
-            # An empty cell is how CSV says that there is none.
-            rejected=None if rejected is None or rejected == "" else _response(rejected, where, "rejected"),
-            group=name_cell(record.get("group"), where, "group") or GROUP,
-            user=name_cell(record.get("user"), where, "user"),
-            split=parse_split(record.get("split"), where),
-        )
+        yield parse_text_row(record, where)
+
+
+def parse_text_row(record: Mapping[str, object], where: str, text_cells: bool = False) -> CorpusRow:
+    """Return one record of a file of texts.
+
+    Parameters
+    ----------
+    record : mapping from column to cell
+    where : str
+        Where it stands, for error messages.
+    text_cells : bool
+        Whether the file is CSV, which holds no conversations; it changes nothing.
+
+    Raises
+    ------
+    UserError
+        If a cell has the wrong type.
+    """
+    rejected = record.get("rejected")
+    return CorpusRow(
+        prompt=_prompt(record["prompt"], where),
+        response=_response(record["response"], where, "response"),
+        # An empty cell is how CSV says that there is none.
+        rejected=None if rejected is None or rejected == "" else _response(rejected, where, "rejected"),
+        group=name_cell(record.get("group"), where, "group") or GROUP,
+        user=name_cell(record.get("user"), where, "user"),
+        split=parse_split(record.get("split"), where),
+    )
 
 
 def _prompt(value: object, where: str) -> str:

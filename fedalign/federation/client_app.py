@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,11 @@ from fedalign.data.federated import ClientInfo
 from fedalign.federation import secure_client
 from fedalign.federation.batching import Batching
 from fedalign.federation.desk import EvaluationDesk, TrainingDesk, answer
+from fedalign.federation.failures import SiteFailed, failure_of
 from fedalign.federation.messages import REPORT, Instruction
 from fedalign.federation.site import OpenSite, Site, restore_memories, save_memories
+
+Handle = Callable[[Message, Context], Message]
 
 
 def make_client_app(open_site: OpenSite, state_path: Path | None = None, batching: Batching | None = None) -> ClientApp:
@@ -41,29 +46,35 @@ def make_client_app(open_site: OpenSite, state_path: Path | None = None, batchin
         return site, instruction
 
     @app.train()
+    @_discreetly
     def train(message: Message, context: Context) -> Message:
         site, instruction = site_of(message, context)
         return _reply(message, answer(message, context, TrainingDesk(site, instruction, message, context, batching)))
 
     @app.evaluate()
+    @_discreetly
     def evaluate(message: Message, context: Context) -> Message:
         site, instruction = site_of(message, context)
         return _reply(message, answer(message, context, EvaluationDesk(site, instruction, message)))
 
     @app.query("secure_keys")
+    @_discreetly
     def secure_keys(message: Message, context: Context) -> Message:
         site, _ = site_of(message, context)
         return _reply(message, secure_client.advertise(message, context, site))
 
     @app.query("secure_shares")
+    @_discreetly
     def secure_shares(message: Message, context: Context) -> Message:
         return _reply(message, secure_client.share(message, context))
 
     @app.query("secure_unmask")
+    @_discreetly
     def secure_unmask(message: Message, context: Context) -> Message:
         return _reply(message, secure_client.unmask(message, context))
 
     @app.query("describe")
+    @_discreetly
     def describe(message: Message, context: Context) -> Message:
         site, _ = site_of(message, context)
         hosted = [(info.name, info.role.value, info.stages) for info in _hosted(site, context)]
@@ -72,6 +83,7 @@ def make_client_app(open_site: OpenSite, state_path: Path | None = None, batchin
         return _reply(message, RecordDict({REPORT: record}))
 
     @app.query("save")
+    @_discreetly
     def save(message: Message, context: Context) -> Message:
         directory, _, tag = _checkpoint_of(message, context, state_path)
         if directory is not None:
@@ -79,6 +91,7 @@ def make_client_app(open_site: OpenSite, state_path: Path | None = None, batchin
         return _reply(message, _answer(directory is not None, bool(context.state.array_records)))
 
     @app.query("restore")
+    @_discreetly
     def restore(message: Message, context: Context) -> Message:
         directory, _, tag = _checkpoint_of(message, context, state_path)
         found = directory is not None and (directory / tag).is_dir()
@@ -89,10 +102,34 @@ def make_client_app(open_site: OpenSite, state_path: Path | None = None, batchin
     return app
 
 
+def _discreetly(handle: Handle) -> Handle:
+    """Return a handler whose errors say on a node with data of its own no more than they may.
+
+    Flower sends the text of an error to the server.
+    """
+
+    @functools.wraps(handle)
+    def guarded(message: Message, context: Context) -> Message:
+        try:
+            return handle(message, context)
+        except Exception as error:
+            if not has_own_data(context):
+                raise
+            told = failure_of(f"node {context.node_id}", error, guarded=True)
+        raise SiteFailed(f"{told}; the node's own log says more")
+
+    return guarded
+
+
+def has_own_data(context: Context) -> bool:
+    """Tell whether a node reads data that are its own, and not what the run's configuration names."""
+    return "data-path" in context.node_config
+
+
 def _hosted(site: Site, context: Context) -> list[ClientInfo]:
     """Return the node's own client when it is one partition of many, else every client of its data."""
     clients = list(site.data.clients)
-    if "data-path" in context.node_config or "partition-id" not in context.node_config:
+    if has_own_data(context) or "partition-id" not in context.node_config:
         return clients
     return [clients[int(context.node_config["partition-id"])]]
 

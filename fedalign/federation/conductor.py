@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fedalign.contribution import State
 from fedalign.errors import RunFailed
+from fedalign.federation.aggregation import Aggregation
 from fedalign.federation.attendance import Attendance, ReplyBytes, no_bytes
 from fedalign.federation.checkpoint import BEST, NEWEST, Checkpoint
 from fedalign.federation.custody import Custody, NoCustody
@@ -31,7 +32,7 @@ from fedalign.federation.sampling import Sampler
 from fedalign.federation.secure.coordinator import SecureSumAborted
 from fedalign.federation.server_optimizer import ServerOptimizerSpec
 from fedalign.federation.strategy import SumStrategy
-from fedalign.methods.base import Phase
+from fedalign.methods.base import Needs, Phase
 from fedalign.metrics.record import Metric, MetricSum, Scope
 from fedalign.rng import Streams
 
@@ -51,6 +52,7 @@ class Federation:
         Rounds of the method's main phase.
     sampler : Sampler
     server_optimizer : ServerOptimizerSpec
+    aggregation : Aggregation
     evaluate_every, checkpoint_every : int
         In rounds; the last round of a phase is always evaluated and saved.
     round_timeout, node_timeout : float
@@ -60,6 +62,7 @@ class Federation:
     rounds: Annotated[int, Field(ge=0)]
     sampler: Sampler
     server_optimizer: ServerOptimizerSpec
+    aggregation: Aggregation
     evaluate_every: Annotated[int, Field(ge=1)]
     checkpoint_every: Annotated[int, Field(ge=1)]
     round_timeout: Annotated[float, Field(gt=0)]
@@ -161,6 +164,7 @@ class Conductor:
         start = Checkpoint.load(job.checkpoints, NEWEST, job.method) if job.resume else None
         directory = discover(self.grid, job.config, job.nodes, settings.node_timeout)
         directory.check(job.phases, settings.sampler)
+        directory.check_cohorts(job.phases, settings.sampler, settings.aggregation)
         job.custody.begin(directory)
         self._attendance = Attendance.of(job.population, directory.training, job.seed, job.reply_bytes)
         if start is not None:
@@ -199,6 +203,9 @@ class Conductor:
         else:
             state, first = start.state, start.round + 1
             stepper.moments.update(start.moments)
+        strategy.aggregation = settings.aggregation
+        if phase.rounds and phase.needs is Needs.SUM:
+            settings.aggregation.check_phase(phase.name, phase.template(phase.broadcast(state)))
         self._without_sum = 0
         number, last = first - 1, not self._goes_on(strategy, state, first)
         if start is None or self._stopped_anew(strategy, start):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from flwr.serverapp import Grid
 
-from fedalign.contribution import Contribution, State, is_finite
+from fedalign.contribution import WEIGHT, Contribution, State, is_finite
 from fedalign.federation.directory import ClientDirectory
 from fedalign.federation.messages import Terms
 from fedalign.methods.base import Phase
@@ -152,6 +152,9 @@ class NoCustody(Custody):
             template.check(contribution)
         else:
             check_finite(contribution)
+            if contribution.scalars.get(WEIGHT, 0.0) < 0:
+                raise ValueError(f"{WEIGHT}: is {contribution.scalars[WEIGHT]}")
+            phase.check_reply(state, contribution)
 
     @property
     def releases_always(self) -> bool:

@@ -232,7 +232,7 @@ def answer(message: Message, context: Context, desk: Desk) -> RecordDict:
     if LETTERS not in message.content.config_records:
         if isinstance(desk.site.privacy, Protection) and desk.site.privacy.secure is not None:
             raise ValueError("this run adds up under masks only, and the order has no letters")
-        return add_up(desk.told(desk.order.clients), isinstance(desk.site.privacy, Protection))
+        return add_up(desk.told(desk.order.clients), desk.site.guarded)
     desk.expect(list(read_letters(message.content)))
 
     def work(client: str) -> tuple[Words, float]:

@@ -13,10 +13,11 @@ from flwr.serverapp import Grid
 
 from fedalign.data.federated import ClientInfo, Role
 from fedalign.errors import RunFailed, UserError
+from fedalign.federation.aggregation import Aggregation
 from fedalign.federation.exchange import exchange
 from fedalign.federation.messages import DESCRIBE, INSTRUCTION, REPORT, Instruction
 from fedalign.federation.sampling import Sampler
-from fedalign.methods.base import Phase
+from fedalign.methods.base import Needs, Participation, Phase
 
 _POLL_SECONDS = 0.05
 _SETTLE_SECONDS = 3.0
@@ -74,6 +75,20 @@ class ClientDirectory:
                     f"learns from; give it users (partition.shares.{phase.stage}), or leave the phase out of the method"
                 )
             sampler.check(clients)
+
+    def check_cohorts(self, phases: Sequence[Phase[Any]], sampler: Sampler, aggregation: Aggregation) -> None:
+        """Refuse cohorts too small for an aggregation.
+
+        Raises
+        ------
+        UserError
+            Saying how many clients a round needs.
+        """
+        for phase in phases:
+            if phase.rounds and phase.needs is Needs.SUM:
+                clients = len(self.training_for(phase.stage))
+                sampled = phase.participation is Participation.SAMPLED
+                aggregation.check_cohort(int(sampler.describe(clients).expected) if sampled else clients)
 
     def by_node(self, clients: Sequence[str]) -> dict[int, list[str]]:
         """Group clients by the node that hosts them, keeping their order."""

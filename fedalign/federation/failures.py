@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import logging
 
-from fedalign.errors import UserError
+from fedalign.errors import DataError, UserError
 
 _log = logging.getLogger(__name__)
+
+
+class SiteFailed(Exception):
+    """What a site tells of an error in place of the error itself."""
 
 
 def failure_of(client: str, error: Exception, guarded: bool) -> str:
@@ -17,9 +21,13 @@ def failure_of(client: str, error: Exception, guarded: bool) -> str:
     client : str
     error : Exception
     guarded : bool
-        Whether the run has a guarantee: the text of an error may repeat data, so only its kind is told then. What a
-        user can mend is told all the same, since it is about settings.
+        Whether the text of an error must not leave, since it may repeat data: the run has a guarantee, or the node
+        reads data of its own. Only its kind is told then. What a user can mend is told all the same, since it is about
+        settings, but not what is wrong with data.
     """
-    _log.debug("client %s failed", client, exc_info=error)
     kind = type(error).__name__
-    return kind if guarded and not isinstance(error, UserError) else f"{kind}: {error}"
+    if not guarded or (isinstance(error, UserError) and not isinstance(error, DataError)):
+        _log.debug("%s failed", client, exc_info=error)
+        return f"{kind}: {error}"
+    _log.error("%s failed; the server is told: %s", client, kind, exc_info=error)
+    return kind

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from flwr.app import ConfigRecord, RecordDict
+
+from fedalign.federation.untrusted import one_line, read_amount, read_count, read_names, read_object
 
 INSTRUCTION = "instruction"
 STATE = "state"
@@ -36,6 +40,18 @@ class Terms:
     cohort: int = 0
     size: int = 0
 
+    @staticmethod
+    def of(fields: Mapping[str, Any]) -> Terms:
+        """Read terms that came over the wire.
+
+        Raises
+        ------
+        ValueError
+            If one is missing, negative, or no number.
+        """
+        bound, noise = read_amount(fields, "bound"), read_amount(fields, "noise_multiplier")
+        return Terms(bound, noise, read_count(fields, "cohort"), read_count(fields, "size"))
+
 
 @dataclass(frozen=True)
 class Instruction:
@@ -65,10 +81,23 @@ class Instruction:
 
     @staticmethod
     def of(content: RecordDict) -> Instruction:
-        """Read the instruction of a message's content."""
-        fields = json.loads(str(content.config_records[INSTRUCTION]["json"]))
-        terms = Terms(**fields["terms"])
-        return Instruction(fields["config"], fields["phase"], fields["round"], tuple(fields["clients"]), terms)
+        """Read the instruction of a message's content.
+
+        Raises
+        ------
+        ValueError
+            If there is none, or it is malformed.
+        """
+        try:
+            told = content.config_records[INSTRUCTION]["json"]
+        except KeyError as error:
+            raise ValueError(f"the message holds no instruction: {error!r}") from None
+        fields = read_object(told, "the instruction")
+        terms, config = fields.get("terms"), fields.get("config")
+        if not isinstance(config, str) or not isinstance(terms, dict):
+            raise ValueError("the instruction holds no configuration, or no terms")
+        phase, number = read_count(fields, "phase"), read_count(fields, "round")
+        return Instruction(config, phase, number, read_names(fields, "clients"), Terms.of(terms))
 
 
 @dataclass(frozen=True)
@@ -108,10 +137,20 @@ class NodeReport:
             If there is none, or it is malformed.
         """
         try:
-            fields = json.loads(str(content.config_records[REPORT]["json"]))
-            failures = tuple((str(client), str(reason)) for client, reason in fields["failures"])
-            clients = tuple(str(client) for client in fields["clients"])
-            numbers = float(fields["seconds"]), int(fields["sent_bytes"])
-            return NodeReport(clients, *numbers, failures, int(fields["retries"]))
-        except (KeyError, TypeError, OverflowError) as error:
-            raise ValueError(f"the reply holds no report: {error!r}") from error
+            told = content.config_records[REPORT]["json"]
+        except KeyError as error:
+            raise ValueError(f"the reply holds no report: {error!r}") from None
+        fields = read_object(told, "the report")
+        clients, seconds = read_names(fields, "clients"), read_amount(fields, "seconds")
+        sent_bytes, retries = read_count(fields, "sent_bytes"), read_count(fields, "retries")
+        return NodeReport(clients, seconds, sent_bytes, _failures(fields.get("failures")), retries)
+
+
+def _failures(told: object) -> tuple[tuple[str, str], ...]:
+    """Read who failed and why; the reasons become single short lines."""
+    if not isinstance(told, list):
+        raise ValueError("failures is not a list")
+    for pair in told:
+        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(part, str) for part in pair)):
+            raise ValueError("failures does not hold pairs of texts")
+    return tuple((client, one_line(reason)) for client, reason in told)

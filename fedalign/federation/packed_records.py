@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fedalign.compression.packed import Packed, PackedContribution
 from fedalign.contribution import Contribution, State
+from fedalign.federation.untrusted import read_object
 
 _VALUES, _SCALE, _INDICES = "packed.values:", "packed.scale:", "packed.indices:"
 _PREFIXES = (_VALUES, _SCALE, _INDICES)
@@ -42,11 +43,11 @@ def put_together(tensors: Mapping[str, Tensor], shapes: str) -> State:
         If parts are missing, or do not fit together.
     """
     whole = {name: tensor for name, tensor in tensors.items() if not name.startswith(_PREFIXES)}
-    for name, shape in (json.loads(shapes) if shapes else {}).items():
+    for name, shape in (read_object(shapes, "the list of shapes") if shapes else {}).items():
         if name in whole:
             raise ValueError(f"{name}: travels twice")
         values, scale, indices = (tensors.get(prefix + name) for prefix in _PREFIXES)
-        if values is None or not all(isinstance(size, int) for size in shape):
+        if values is None or not isinstance(shape, list) or not all(isinstance(size, int) for size in shape):
             raise ValueError(f"{name}: not a compressed tensor")
         whole[name] = Packed(tuple(shape), values, scale, indices).unpack()
     return whole

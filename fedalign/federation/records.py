@@ -6,13 +6,13 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedalign.contribution import Contribution, StackedContribution, State
 from fedalign.federation.packed_records import contribution_bytes, put_together, taken_apart
+from fedalign.federation.untrusted import read_list, read_tensor
 
 # Flower's arrays are numpy arrays, which know no bfloat16: its bits travel as int16 under a marked name.
 _BFLOAT16 = "bfloat16:"
@@ -85,19 +85,23 @@ def encode_tensors(tensors: Mapping[str, Tensor]) -> ArrayRecord:
 
 
 def decode_tensors(record: ArrayRecord) -> State:
-    """Return the named tensors of an array record; not to be changed in place."""
+    """Return the named tensors of an array record; not to be changed in place.
+
+    Raises
+    ------
+    ValueError
+        If one cannot be read, or a name stands for two.
+    """
     state: State = {}
-    for name, array in record.items():
-        tensor = array.tensor if isinstance(array, TensorArray) else torch.from_numpy(_writable(array.numpy()))
-        if name.startswith(_BFLOAT16):
-            state[name.removeprefix(_BFLOAT16)] = tensor.view(torch.bfloat16)
-        else:
-            state[name] = tensor
+    for key, array in record.items():
+        tensor = array.tensor if isinstance(array, TensorArray) else read_tensor(array)
+        name = key.removeprefix(_BFLOAT16)
+        if name in state:
+            raise ValueError(f"two tensors are called {name}")
+        if name != key and tensor.dtype != torch.int16:
+            raise ValueError(f"{name}: {tensor.dtype} where the bits of bfloat16 belong")
+        state[name] = tensor if name == key else tensor.view(torch.bfloat16)
     return state
-
-
-def _writable(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    return values if values.flags.writeable else values.copy()
 
 
 def encode_contribution(contribution: Contribution) -> RecordDict:
@@ -127,15 +131,22 @@ def decode_contribution(content: RecordDict) -> Contribution:
         If the records do not hold a contribution.
     """
     try:
-        about = content.config_records[_NAMES]
-        tensors = put_together(decode_tensors(content.array_records[_TENSORS]), str(about.get(_SHAPES, "")))
+        arrays = content.array_records[_TENSORS]
         values = content.metric_records[_SCALARS]["values"]
-        names = json.loads(str(about["scalars"]))
-        if not isinstance(values, list) or len(values) != len(names):
-            raise ValueError("names and values of scalars differ in number")
+        about = content.config_records[_NAMES]
+        told = about["scalars"]
+    except KeyError as error:
+        raise ValueError(f"the reply is not a contribution: it has no {error}") from None
+    names = read_list(told, "the list of scalars")
+    if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise ValueError("scalars are not named by different texts")
+    if not isinstance(values, list) or len(values) != len(names):
+        raise ValueError("names and values of scalars differ in number")
+    tensors = put_together(decode_tensors(arrays), str(about.get(_SHAPES, "")))
+    try:
         return Contribution(tensors, dict(zip(names, map(float, values), strict=True)))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"the reply is not a contribution: {error!r}") from error
+    except OverflowError:
+        raise ValueError("a scalar is too large") from None
 
 
 def payload_bytes(tensors: Mapping[str, Tensor]) -> int:

@@ -13,6 +13,7 @@ from fedalign.errors import RunFailed
 from fedalign.federation.messages import NodeReport
 from fedalign.federation.population import Turnout
 from fedalign.federation.records import decode_contribution
+from fedalign.federation.untrusted import one_line
 
 _log = logging.getLogger(__name__)
 
@@ -79,12 +80,22 @@ class ReplyReader:
         Is added to.
     inspect : callable
         Refuses what may not be added.
+    kind, group : str
+        Type and group of the messages that went out; a node's replies have the same.
     """
 
     def __init__(
-        self, what: str, asked: frozenset[str], node_of: Mapping[str, int], tally: Tally, inspect: Inspect
+        self,
+        what: str,
+        asked: frozenset[str],
+        node_of: Mapping[str, int],
+        tally: Tally,
+        inspect: Inspect,
+        kind: str,
+        group: str,
     ) -> None:
         self._what, self._asked, self._node_of, self._tally = what, asked, node_of, tally
+        self._expected = (kind, group)
         self._inspect = inspect
         self._nodes = frozenset(node_of.values())
         self._heard: set[str] = set()
@@ -111,12 +122,12 @@ class ReplyReader:
     def _read(self, reply: Message, take: Take) -> None:
         tally = self._tally
         if reply.has_error():
-            tally.reasons.append(str(reply.error.reason))
+            tally.reasons.append(one_line(reply.error.reason))
             return
         try:
             report = self._report_of(reply)
         except ValueError as error:
-            tally.reasons.append(f"node {reply.metadata.src_node_id}: {error}")
+            tally.reasons.append(f"node {reply.metadata.src_node_id}: {one_line(error)}")
             return
         tally.seconds += report.seconds
         tally.sent_bytes += report.sent_bytes
@@ -129,7 +140,7 @@ class ReplyReader:
             self._inspect(len(report.clients), contribution)
             take(report, contribution)
         except ValueError as error:
-            tally.reasons.append(f"{', '.join(report.clients)}: {error}")
+            tally.reasons.append(f"{', '.join(report.clients)}: {one_line(error)}")
             return
         self._heard.update(report.clients)
         tally.updates += len(report.clients)
@@ -142,10 +153,13 @@ class ReplyReader:
         report, node = NodeReport.of(reply.content), reply.metadata.src_node_id
         # Replies that a layer under the strategy has made of several come from no node.
         single = node in self._nodes
-        strange = [c for c in report.clients if c not in self._asked or (single and self._node_of[c] != node)]
+        if single and (reply.metadata.message_type, reply.metadata.group_id) != self._expected:
+            raise ValueError("it answers another order than it was given")
+        named = [*report.clients, *(client for client, _ in report.failures if single)]
+        strange = [c for c in named if c not in self._asked or (single and self._node_of[c] != node)]
         if strange:
-            raise ValueError(f"it answers for clients that it was not asked for: {', '.join(strange)}")
+            raise ValueError(f"it answers for clients that it was not asked for: {', '.join(strange[:5])}")
         again = sorted(self._heard.intersection(report.clients))
-        if again or len(set(report.clients)) < len(report.clients):
-            raise ValueError(f"it answers twice for the same clients: {', '.join(again or report.clients)}")
+        if again or len(set(named)) < len(named):
+            raise ValueError(f"it answers twice for the same clients: {', '.join(again or sorted(set(named)))}")
         return report

@@ -27,6 +27,7 @@ from fedalign.federation.secure.letters import (
     write_letters,
 )
 from fedalign.federation.secure.messages import Disclosure, PublicKeys
+from fedalign.federation.untrusted import one_line
 from fedalign.federation.vectors import WordCode, public_streams
 
 if TYPE_CHECKING:
@@ -209,8 +210,9 @@ class SecureExchange:
             return {}
         self._report_of(reply)
         try:
+            letters = read_letters(reply.content)
             self._letter_bytes += len(str(reply.content.config_records[LETTERS]["json"]))
-            return read_letters(reply.content)
+            return letters
         except (ValueError, KeyError) as error:
             self._fail(f"node {reply.metadata.src_node_id}", str(error))
             return {}
@@ -222,7 +224,8 @@ class SecureExchange:
             self._fail(f"node {reply.metadata.src_node_id}", str(error))
             return NodeReport((), 0.0, 0)
         for client, reason in told.failures:
-            self._fail(client, reason)
+            if self._node.get(client) == reply.metadata.src_node_id:
+                self._fail(client, reason)
         self.report = replace(self.report, retries=self.report.retries + told.retries)
         return told
 
@@ -233,4 +236,4 @@ class SecureExchange:
             self._fail(client, str(error))
 
     def _fail(self, client: str, reason: str) -> None:
-        self.report = replace(self.report, failures=(*self.report.failures, (client, reason)))
+        self.report = replace(self.report, failures=(*self.report.failures, (client, one_line(reason))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from fedalign.compression.base import Compression, NoCompression
 from fedalign.data.federated import FederatedData, Role
-from fedalign.errors import UserError
+from fedalign.errors import DataError, UserError
 from fedalign.federation.records import decode_tensors, encode_tensors
 from fedalign.methods.base import Phase
 from fedalign.privacy.base import NoPrivacy, Privacy
@@ -24,6 +25,9 @@ from fedalign.privacy.local import Unit
 from fedalign.privacy.protection import Protection
 
 _KEPT = 2
+
+TAG = re.compile(r"\d+-\d+")
+"""How a checkpoint is called: phase and round."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,8 @@ class Site:
         Whether the partition says that no unit's data are read by two stages.
     compression : Compression
         How a contribution to training becomes smaller before it leaves.
+    discreet : bool
+        Whether the data are the node's own, so that nothing of them may leave, not even in the text of an error.
     """
 
     seed: int
@@ -56,6 +62,12 @@ class Site:
     metrics: Sequence[str] = ()
     disjoint: bool = False
     compression: Compression = field(default_factory=NoCompression)
+    discreet: bool = False
+
+    @property
+    def guarded(self) -> bool:
+        """Whether errors are told by their kind alone."""
+        return self.discreet or isinstance(self.privacy, Protection)
 
     def check(self, clients: Iterable[str]) -> None:
         """Refuse clients whose data a phase cannot work on, or do not go with the noise that is added on them.
@@ -116,7 +128,7 @@ def check_apart(phases: Sequence[Phase[Any]], unit: Unit, client: str, shard: An
 
     Raises
     ------
-    UserError
+    DataError
         Naming the unit and two of the stages.
     """
     seen: dict[str, str] = {}
@@ -127,7 +139,7 @@ def check_apart(phases: Sequence[Phase[Any]], unit: Unit, client: str, shard: An
         for name in units_of(phase, unit, shard):
             stage = seen.setdefault(name, phase.stage)
             if stage != phase.stage:
-                raise UserError(
+                raise DataError(
                     f"partition: the {unit} {name!r} of client {client!r} is in the stages {stage!r} and "
                     f"{phase.stage!r}, and the noise is chosen as if no {unit} were in two; keep stages apart, or "
                     "choose a partition that does not promise it"
@@ -165,7 +177,9 @@ def save_memories(context: Context, directory: Path, tag: str) -> None:
     for key, record in context.state.array_records.items():
         tensors = {name: tensor.contiguous() for name, tensor in decode_tensors(record).items()}
         save_file(tensors, target / _file_name(key), metadata={"key": key})
-    for old in sorted(directory.iterdir(), key=lambda path: path.stat().st_mtime)[:-_KEPT]:
+    # What else lies in the directory is somebody else's.
+    saved = [path for path in directory.iterdir() if TAG.fullmatch(path.name) and path.is_dir()]
+    for old in sorted(saved, key=lambda path: path.stat().st_mtime)[:-_KEPT]:
         shutil.rmtree(old, ignore_errors=True)
 
 

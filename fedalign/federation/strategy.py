@@ -12,7 +12,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from fedalign.contribution import Contribution, State, UnorderedTotal
+from fedalign.contribution import Contribution, NoWeight, State, UnorderedTotal
+from fedalign.federation.aggregation import Aggregation, Mean
 from fedalign.federation.attendance import Attendance
 from fedalign.federation.custody import Custody, NoCustody
 from fedalign.federation.directory import ClientDirectory
@@ -49,7 +50,14 @@ class SumStrategy(Strategy):
         Guards what is released; None promises nothing.
     attendance : Attendance or None
         Says who comes; None has everybody come.
+
+    Attributes
+    ----------
+    aggregation : Aggregation
+        How replies become one, and what one may hold.
     """
+
+    aggregation: Aggregation = Mean(client_weight=None, client_norm=None, client_scalars=100_000)
 
     def __init__(
         self,
@@ -104,7 +112,12 @@ class SumStrategy(Strategy):
         self._terms = self.custody.training_terms(self.phase, travels, cohort)
         turnout = self.attendance.hold(self.phase, travels, cohort, Streams(self.seed, self.phase.name, server_round))
         self._ask(cohort, travels, turnout)
-        return self._address(grid, TRAIN, turnout.present, travels, server_round, self.phase.needs is Needs.INDIVIDUAL)
+        return self._address(grid, TRAIN, turnout.present, travels, server_round, self._singly)
+
+    @property
+    def _singly(self) -> bool:
+        """Whether each client's own reply is needed."""
+        return self.phase.needs is Needs.INDIVIDUAL or self.aggregation.individual
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -118,14 +131,16 @@ class SumStrategy(Strategy):
         """
         state, told = decode_tensors(self._arrays), self._travels(self._arrays)
         inspect = functools.partial(self.custody.inspect, self.phase, told, self._terms)
-        reader = self._reader(f"round {server_round} of phase {self.phase.name}", inspect)
+        reader = self._reader(f"round {server_round} of phase {self.phase.name}", inspect, TRAIN, server_round)
         self.train_sums = []
         running = UnorderedTotal()
         single: dict[str, Contribution] = {}
 
         def take(report: NodeReport, contribution: Contribution) -> None:
+            if self._singly and len(report.clients) > 1:
+                raise ValueError("one reply for several clients, where each one's own was asked for")
             running.add(contribution)
-            if self.phase.needs is Needs.INDIVIDUAL:
+            if self._singly:
                 single[report.clients[0]] = contribution
 
         reader.read(replies, take)
@@ -134,13 +149,29 @@ class SumStrategy(Strategy):
             if not self.tally.updates:
                 return self._arrays, None
         cohort = self.cohort(server_round)
-        summed = self.custody.release(self.phase, told, server_round, cohort, running.value())
-        if self.phase.needs is Needs.INDIVIDUAL:
-            # In the order of the clients, whatever node they came from and when.
-            replies_of_all = [single[client] for client in cohort if client in single]
-            state = self.phase.update_each(state, replies_of_all, self.optimizer)
-        else:
-            state = self.phase.update(state, summed, self.optimizer)
+        # In the order of the clients, whatever node they came from and when.
+        replies_of_all = [single[client] for client in cohort if client in single]
+        robust = self.aggregation.individual and self.phase.needs is Needs.SUM
+        if robust and len(single) < self.aggregation.fewest:
+            _log.warning(
+                "round %d of phase %s is not applied: %d replies, and the aggregation needs %d",
+                server_round, self.phase.name, len(single), self.aggregation.fewest,
+            )  # fmt: skip
+            return self._arrays, None
+        summed = self.aggregation.combine(replies_of_all, running.value()) if robust else running.value()
+        summed = self.custody.release(self.phase, told, server_round, cohort, summed)
+        try:
+            if self.phase.needs is Needs.INDIVIDUAL:
+                state = self.phase.update_each(state, replies_of_all, self.optimizer)
+            else:
+                state = self.phase.update(state, summed, self.optimizer)
+        except (NoWeight, KeyError) as error:
+            template = self.phase.template(told)
+            # What nobody sent is missing from a total; any other missing key is a mistake of ours.
+            if isinstance(error, KeyError) and (template is None or error.args[0] not in template.tensors):
+                raise
+            _log.warning("round %d of phase %s is not applied: %s", server_round, self.phase.name, error)
+            return self._arrays, None
         self.train_sums = decode(summed.scalars)
         return encode_tensors(state), _record(self.train_sums)
 
@@ -167,7 +198,8 @@ class SumStrategy(Strategy):
             If no client answered.
         """
         name = self.phase.name
-        reader = self._reader(f"evaluation of phase {name}, round {server_round}", self.custody.inspect_metrics)
+        what = f"evaluation of phase {name}, round {server_round}"
+        reader = self._reader(what, self.custody.inspect_metrics, EVALUATE, server_round)
         running = UnorderedTotal()
         reader.read(replies, lambda _, contribution: running.add(contribution))
         self.evaluation_sums, self.evaluation_tensors = [], {}
@@ -213,9 +245,15 @@ class SumStrategy(Strategy):
             messages.append(grid.create_message(content, kind, node, str(server_round)))
         return messages
 
-    def _reader(self, what: str, inspect: Inspect) -> ReplyReader:
+    def _reader(self, what: str, inspect: Inspect, kind: str, server_round: int) -> ReplyReader:
         """Return what reads the replies of the exchange that was begun last."""
-        return ReplyReader(what, self._asked, self.directory.node_of, self.tally, inspect)
+
+        def bounded(clients: int, contribution: Contribution) -> None:
+            self.aggregation.check(clients, contribution, self.phase.client_weight)
+            inspect(clients, contribution)
+
+        node_of, group = self.directory.node_of, str(server_round)
+        return ReplyReader(what, self._asked, node_of, self.tally, bounded, kind, group)
 
 
 def _record(sums: Sequence[MetricSum]) -> MetricRecord:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from torch import Tensor
 
-from fedalign.contribution import Contribution, StackedContribution, State, mean_delta
+from fedalign.contribution import DELTA, Contribution, StackedContribution, State, mean_delta
 from fedalign.data.federated import Kind, Role
 from fedalign.data.schema import Encoder, Question
 from fedalign.metrics.record import MetricSum
@@ -94,6 +94,7 @@ class Phase(ABC, Generic[ShardT]):
     stage: str | None = None
     evaluated: frozenset[Role] = frozenset(Role)
     bounded_metrics: frozenset[str] | None = None
+    client_weight: float | None = None
 
     def check(self, shard: ShardT) -> None:
         """Refuse a shard that the phase cannot work on, before the run starts; by default any will do.
@@ -129,6 +130,20 @@ class Phase(ABC, Generic[ShardT]):
         if self.needs is Needs.INDIVIDUAL:
             return None
         return Template.of_deltas({name: t for name, t in state.items() if t.is_floating_point()})
+
+    def check_reply(self, state: State, contribution: Contribution) -> None:
+        """Refuse a reply that `update` could not work with, where there is no template to hold it against.
+
+        By default deltas have to be those of floating tensors of the state.
+
+        Raises
+        ------
+        ValueError
+            Naming the tensor.
+        """
+        for name, tensor in contribution.tensors.items():
+            if name.startswith(DELTA):
+                check_shape(name, tensor, state.get(name.removeprefix(DELTA)))
 
     def broadcast(self, state: State) -> State:
         """Return what of the state travels to clients, for training and for evaluation; by default all of it.
@@ -207,6 +222,18 @@ class Phase(ABC, Generic[ShardT]):
         for item in sums:
             means.setdefault(item.name, []).append(item.total / item.n)
         return {name: sum(values) / len(values) for name, values in means.items()}
+
+
+def check_shape(name: str, tensor: Tensor, like: Tensor | None) -> None:
+    """Refuse a tensor that is not of the shape of another one.
+
+    Raises
+    ------
+    ValueError
+        Naming it.
+    """
+    if like is None or not like.is_floating_point() or tensor.shape != like.shape:
+        raise ValueError(f"{name[:80]}: shape {tuple(tensor.shape)[:4]} does not fit this phase")
 
 
 @dataclass(frozen=True)

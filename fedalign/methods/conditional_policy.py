@@ -46,6 +46,7 @@ class PolicyPhase(Phase[PairShard]):
     def __init__(self, settings: PolicyTraining, selector: SelectorPhase, setting: Setting) -> None:
         assert isinstance(setting.model, VariationalSpec)
         self.rounds, self.settings, self.selector = settings.rounds, settings, selector
+        self.client_weight = selector.client_weight
         self._encoder = setting.encoder
         self._latent = setting.model.latent if settings.condition else 0
         # The workspace that states are loaded into; its own weights mean nothing.

@@ -77,6 +77,7 @@ class DistilledPhase(SinglePhase):
 
     def __init__(self, settings: Distilled, mixture: MixturePhase) -> None:
         super().__init__(mixture)
+        self.client_weight = mixture.client_weight
         if not isinstance(self.model, AdapterTypes):
             raise UserError(
                 f"{KEY}=Distilled: types that are heads write nothing to learn from; set method/single=log_linear, or "

@@ -60,6 +60,7 @@ class EMPhase(RankingPhase):
     def __init__(self, method: EMDPO, setting: Setting, model: TypeModel, signatures: Signatures | None) -> None:
         super().__init__(method, model)
         self.rounds = setting.rounds
+        self.client_weight = 1.0 if method.weight == "uniform" else None
         self._signatures = signatures
         self._clustered = 0
         if signatures is not None:

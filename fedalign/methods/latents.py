@@ -15,6 +15,7 @@ from fedalign.methods.pairs import PairPhase, Predictor
 from fedalign.metrics.latent import active_units_of_sums, cluster_agreement, linear_probe, silhouette
 from fedalign.metrics.record import MetricSum, encode
 from fedalign.rng import Streams
+from fedalign.template import Template
 
 if TYPE_CHECKING:
     from fedalign.methods.selector import SelectorPhase
@@ -43,6 +44,14 @@ class LatentsPhase(PairPhase):
     def initial(self, streams: Streams, artefacts: Artefacts) -> State:
         """Return the trained selector."""
         return dict(artefacts[self.selector.name])
+
+    def check_reply(self, state: State, contribution: Contribution) -> None:
+        """Refuse anything but latents by group and person."""
+        length = self.selector.prior_mean(state).shape[0]
+        Template().check_open(contribution, {LATENT: (length,)})
+        for name in contribution.tensors:
+            if "/" not in name.removeprefix(LATENT):
+                raise ValueError(f"{name[:80]}: names no group")
 
     def local(self, state: State, shard: PairShard, streams: Streams, memory: Memory) -> Contribution:
         """Return the posterior mean of each of the client's people, from all that they would show a predictor."""

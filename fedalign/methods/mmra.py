@@ -73,6 +73,7 @@ class MixturePhase(RankingPhase):
 
     def __init__(self, method: EMDPO, em: EMPhase, settings: Fairness) -> None:
         super().__init__(method, em.model)
+        self.client_weight = 1.0 if method.weight == "uniform" else None
         self.em, self.settings = em, settings
         self.settings.type_weights(method.types)
         self.rounds = 1 if self.settings.prompts is None else 0

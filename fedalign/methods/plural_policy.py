@@ -15,7 +15,9 @@ from fedalign.data.schema import GroupJudgments, Question, Role, SurveyShard
 from fedalign.errors import UserError
 from fedalign.methods.base import Artefacts, Memory, ServerOptimizer, Setting
 from fedalign.methods.group_rewards import (
+    COUNT,
     PREDICTOR,
+    REWARDS,
     ROLLOUTS,
     Rollouts,
     check_context,
@@ -111,6 +113,17 @@ class PluralPolicyPhase(SurveyPhase):
         if self.method.groups is None:
             return None
         return reward_template(self.method.groups, Rollouts.from_state(state).options.numel())
+
+    def check_reply(self, state: State, contribution: Contribution) -> None:
+        """Refuse anything but rewards for the rollouts, and a count for each group that has rewards."""
+        rollouts = Rollouts.from_state(state).options.numel()
+        Template().check_open(contribution, {REWARDS: (rollouts,), COUNT: (1,)})
+        rewarded, counted = (
+            {name.removeprefix(kind) for name in contribution.tensors if name.startswith(kind)}
+            for kind in (REWARDS, COUNT)
+        )
+        if rewarded != counted:
+            raise ValueError("rewards and counts are not of the same groups")
 
     def broadcast(self, state: State) -> State:
         """Return all but the policy, its optimiser, and what the server remembers."""

@@ -86,6 +86,7 @@ class GPOPhase(SurveyPhase):
         assert isinstance(setting.model, GPOModel)
         self.rounds = setting.rounds
         self.local_steps = method.local.steps
+        self.client_weight = 1.0 if method.weight == "uniform" else None
         self._privacy = setting.local_privacy
         self.method = method
         self.evaluation = method.evaluation

@@ -38,6 +38,9 @@ SUMS = "prior.sums"
 COUNTS = "prior.counts"
 CLIENTS = "prior.clients"
 
+_SHORTEST_ROW = 3
+"""Numbers that are sent of a question with two options."""
+
 
 def stable_id(text: str) -> int:
     """Return a 63-bit integer for a name, the same in every process."""
@@ -210,6 +213,13 @@ class QuestionPriorPhase(SurveyPhase):
         if not len(state[IDS]):
             return None
         return Template({name: tuple(state[name].shape) for name in (SUMS, COUNTS)})
+
+    def check_reply(self, state: State, contribution: Contribution) -> None:
+        """Refuse anything but a row of shares and a count for each question."""
+        for name, row in contribution.tensors.items():
+            if row.ndim != 1 or len(row) < _SHORTEST_ROW or not row.is_floating_point():
+                raise ValueError(f"{name[:80]}: shape {tuple(row.shape)[:4]} is no question's")
+            Template().check_open(Contribution({name: row}), {QUESTION: tuple(row.shape)})
 
     def local(self, state: State, shard: SurveyShard, streams: Streams, memory: Memory) -> Contribution:
         """Return the shard's answers as sums."""

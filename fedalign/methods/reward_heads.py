@@ -22,6 +22,7 @@ from fedalign.errors import UserError
 from fedalign.methods.adaptation import Adaptation
 from fedalign.methods.assignment import Assignment, Heads
 from fedalign.methods.base import Artefacts, Memory, Needs, Phase, ServerOptimizer, Setting
+from fedalign.methods.cluster_assignment import LOSSES
 from fedalign.methods.episodes import EpisodePlan
 from fedalign.methods.head_average import HEAD_WEIGHTS, change_by_head, mean_by_head, stacked_change_by_head
 from fedalign.methods.local_training import LocalTraining, load_parameters, train, train_privately, trainable
@@ -49,6 +50,7 @@ class RewardPhase(PairPhase):
         check_reward(method, setting.local_privacy)
         self.rounds = setting.rounds
         self.local_steps = 0 if method.local is None else method.local.steps
+        self.client_weight = 1.0 if method.weight == "uniform" else None
         self._privacy = setting.local_privacy
         self.needs = method.assignment.needs
         self.method, self.evaluation = method, method.evaluation
@@ -72,6 +74,12 @@ class RewardPhase(PairPhase):
             return None
         deltas = Template.of_deltas(trainable(self.network))
         return deltas if self.method.heads == 1 else deltas | Template({HEAD_WEIGHTS: (self.method.heads,)})
+
+    def check_reply(self, state: State, contribution: Contribution) -> None:
+        """Refuse anything but what a template would hold, and each person's losses by head."""
+        deltas = Template.of_deltas(trainable(self.network))
+        known = deltas if self.method.heads == 1 else deltas | Template({HEAD_WEIGHTS: (self.method.heads,)})
+        known.check_open(contribution, {LOSSES: (self.method.heads,)}, numbered=True)
 
     def local(self, state: State, shard: PairShard, streams: Streams, memory: Memory) -> Contribution:
         """Train on the judgments of episodes, context and targets alike, as the person's membership says."""

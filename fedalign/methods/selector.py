@@ -22,7 +22,7 @@ from fedalign.data.pairs import Judgments, PairShard, Role
 from fedalign.methods.base import Artefacts, Memory, ServerOptimizer, Setting
 from fedalign.methods.divergence import LocalWeights
 from fedalign.methods.episodes import Drawn
-from fedalign.methods.latent_prior import Components, Posterior
+from fedalign.methods.latent_prior import BANK, Components, Posterior
 from fedalign.methods.latents import activity, moments, opposed
 from fedalign.methods.local_training import load_parameters, train, train_privately, trainable
 from fedalign.methods.pairs import PairPhase, Predictor, batch_of
@@ -95,6 +95,7 @@ class SelectorPhase(PairPhase):
         check_selector(method, setting.local_privacy)
         self.rounds = setting.rounds
         self.local_steps = method.local.steps
+        self.client_weight = 1.0 if method.weight == "uniform" else None
         self._privacy = setting.local_privacy
         self.needs = method.prior.needs
         self.method, self.evaluation = method, method.evaluation
@@ -119,6 +120,11 @@ class SelectorPhase(PairPhase):
         """Return a delta for every trained tensor, and what the prior is told."""
         reports = self.method.prior.template(state)
         return None if reports is None else Template.of_deltas(trainable(self.network)) | reports
+
+    def check_reply(self, state: State, contribution: Contribution) -> None:
+        """Refuse anything but changes of what is trained, and posteriors by person."""
+        posterior = {BANK: (1 + 2 * self._spec.latent,)}
+        Template.of_deltas(trainable(self.network)).check_open(contribution, posterior, numbered=True)
 
     def local(self, state: State, shard: PairShard, streams: Streams, memory: Memory) -> Contribution:
         """Train on episodes of the shard's people, and report their posteriors to the prior."""

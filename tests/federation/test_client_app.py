@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from flwr.app import Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 from torch import Tensor
 
 from fedalign.contribution import Contribution, State
 from fedalign.engines.in_process import InProcessGrid
+from fedalign.errors import DataError, UserError
 from fedalign.federation.client_app import make_client_app
 from fedalign.federation.messages import (
     DESCRIBE,
@@ -25,9 +28,10 @@ from fedalign.federation.messages import (
     TRAIN,
     Instruction,
     NodeReport,
+    Terms,
 )
 from fedalign.federation.records import decode_contribution, encode_tensors
-from fedalign.federation.site import load_memory
+from fedalign.federation.site import Site, load_memory
 from fedalign.methods.base import Memory
 from fedalign.metrics.record import MetricSum, decode
 from fedalign.rng import Streams
@@ -195,3 +199,56 @@ def test_threads_of_the_site_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", iter([3, 1]).__next__)
     ask(grid, TRAIN, ["ada"])
     assert chosen == [3]
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_the_text_of_an_error_leaves_only_where_data_are_not_the_node_s_own(own: bool) -> None:
+    class Talkative(Halfway):
+        def local(self, state: State, shard: tuple[str, Tensor], streams: Streams, memory: Memory) -> Contribution:
+            raise ValueError("could not read 'my secret diary'")
+
+    def discreet(config: str, node_config: Mapping[str, Any]) -> Site:
+        return replace(opener([Talkative()])(config, node_config), discreet="data-path" in node_config)
+
+    def unreadable(config: str, node_config: Mapping[str, Any]) -> Site:
+        raise DataError("line 3 holds 'my secret diary'")
+
+    at = node(1, **({"data-path": "here.jsonl"} if own else {}))
+    ((_, reason),) = NodeReport.of(ask(grid_of(discreet, at), TRAIN, ["ada"]).content).failures
+    assert ("secret" in reason) is not own
+    error = str(ask(grid_of(unreadable, at), DESCRIBE).error.reason)
+    assert ("secret" in error) is not own
+    assert "DataError" in error
+
+
+def test_what_is_wrong_with_settings_is_told(tmp_path: Path) -> None:
+    def refuses(config: str, node_config: Mapping[str, Any]) -> Site:
+        raise UserError("method.local.steps=0 must be at least 1")
+
+    reply = ask(grid_of(refuses, node(1, **{"data-path": "here.jsonl"})), DESCRIBE)
+    assert "method.local.steps=0" in str(reply.error.reason)
+
+
+@pytest.mark.parametrize("round", ["../../elsewhere", -1, 1.5, True, None, [1]])
+@pytest.mark.parametrize("kind", [SAVE, RESTORE, TRAIN])
+def test_an_order_that_is_no_order_touches_nothing(tmp_path: Path, round: Any, kind: str) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    grid = grid_of(opener([Halfway()]), node(1, **{"state-path": str(kept)}))
+    ask(grid, TRAIN, ["ada"])
+    fields = {"config": "{}", "phase": 0, "round": round, "clients": [], "terms": asdict(Terms())}
+    content = RecordDict({INSTRUCTION: ConfigRecord({"json": json.dumps(fields)}), STATE: encode_tensors(START)})
+    (reply,) = grid.send_and_receive([grid.create_message(content, kind, 1, "1")])
+    assert "round is not a whole number" in str(reply.error.reason)
+    assert list(tmp_path.rglob("*")) == [kept]
+
+
+def test_saving_removes_nothing_but_older_checkpoints(tmp_path: Path) -> None:
+    others = [tmp_path / name for name in ("thesis", "0-1-draft", "photos")]
+    for other in others:
+        other.mkdir()
+    grid = grid_of(opener([Halfway()]), node(1, **{"state-path": str(tmp_path)}))
+    ask(grid, TRAIN, ["ada"])
+    for number in range(1, 6):
+        answer(grid, SAVE, number)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["thesis", "0-1-draft", "photos", "0-4", "0-5"])

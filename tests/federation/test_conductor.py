@@ -25,7 +25,7 @@ from fedalign.methods.base import Artefacts, Memory, Participation, Phase
 from fedalign.metrics.record import MetricSum, encode
 from fedalign.rng import Streams
 
-from .toy import Halfway, after_a_round, node, opener
+from .toy import MEAN, Halfway, after_a_round, node, opener
 
 EVERYBODY, PLAIN = FractionSampler(1.0), FedAvg(1.0)
 
@@ -71,7 +71,9 @@ class World:
     listener: Listener = field(default_factory=Listener)
 
     def job(self, resume: bool = False) -> Job:
-        federation = Federation(9, self.sampler, self.server, self.evaluate_every, self.checkpoint_every, 9.0, 1.0)
+        federation = Federation(
+            9, self.sampler, self.server, MEAN, self.evaluate_every, self.checkpoint_every, 9.0, 1.0
+        )
         return Job("toy", self.selection, self.phases, federation, 5, "{}", 1, self.folder, [self.listener], resume)
 
     def grid(self) -> InProcessGrid:

@@ -12,11 +12,15 @@ from torch import Tensor
 from fedalign.contribution import Contribution, State, weighted_delta
 from fedalign.data.federated import ClientInfo, FederatedData, Role
 from fedalign.engines.in_process import InProcessGrid
+from fedalign.federation.aggregation import Mean
 from fedalign.federation.client_app import make_client_app
 from fedalign.federation.site import OpenSite, Site
 from fedalign.methods.base import Artefacts, Memory, Needs, Participation, Phase, ServerOptimizer
 from fedalign.metrics.record import MetricSum, encode
 from fedalign.rng import Streams
+
+MEAN = Mean(client_weight=None, client_norm=None, client_scalars=1000)
+"""Aggregation that believes what clients say that they weigh."""
 
 VECTORS = {"ada": (1.0, 0.0), "bob": (0.0, 3.0), "cid": (-2.0, 5.0), "dee": (0.5, 0.25)}
 WEIGHTS = {"ada": 1.0, "bob": 2.0, "cid": 0.5, "dee": 3.0}

@@ -46,7 +46,7 @@ from fedalign.privacy.noise import SeededNoise
 from fedalign.privacy.protection import Protection
 from fedalign.privacy.rounding import Rounding
 from fedalign.rng import Streams
-from tests.federation.toy import VECTORS, Halfway, ToyData, node
+from tests.federation.toy import MEAN, VECTORS, Halfway, ToyData, node
 from tests.methods.judgments import FEATURES
 
 EVERYBODY = FractionSampler(1.0)
@@ -100,7 +100,7 @@ class World:
 
     @property
     def federation(self) -> Federation:
-        return Federation(1, self.sampler, FedAvg(1.0), 1, 1, 9.0, 1.0)
+        return Federation(1, self.sampler, FedAvg(1.0), MEAN, 1, 1, 9.0, 1.0)
 
     def custody(self) -> Custodian:
         """Return what guards the run, as a run makes it."""

@@ -29,7 +29,7 @@ CHOICES = [
     (group, name)
     for group, names in options().items()
     for name in names
-    if group not in ("federation/sampler", "federation/server_optimizer", "experiment")
+    if group not in ("federation/sampler", "federation/server_optimizer", "federation/aggregation", "experiment")
     and not group.startswith(("privacy/", "method/"))
 ]
 
@@ -253,6 +253,8 @@ CHANGES = [
     "federation/server_optimizer=fedadam",
     "federation/server_optimizer=fedyogi",
     "federation.server_optimizer.lr=0.5",
+    "federation.aggregation.client_norm=0.01",
+    "method.weight=points federation.aggregation.client_weight=100",
     "partition=pooled partition.unseen=2 partition.min_questions=8",
     "partition=iid partition.unseen=2 partition.min_questions=8",
     "partition=dirichlet partition.unseen=2 partition.min_questions=8",

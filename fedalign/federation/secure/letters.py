@@ -11,6 +11,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from fedalign.federation.secure.fixed_point import Words
+from fedalign.federation.untrusted import read_array
 
 LETTERS, MASKED = "secure.letters", "secure.masked"
 
@@ -60,9 +61,9 @@ def read_vectors(content: RecordDict) -> Iterator[tuple[str, Words]]:
         raise ValueError("the message holds no masked vectors")
     for client, array in content.array_records[MASKED].items():
         try:
-            vector = array.numpy()
-        except (TypeError, OSError) as error:
-            raise ValueError(f"{client}: masked vector cannot be read: {error!r}") from error
+            vector = read_array(array)
+        except ValueError as error:
+            raise ValueError(f"{client}: masked vector cannot be read: {error}") from None
         if not np.issubdtype(vector.dtype, np.unsignedinteger):
             raise ValueError(f"{client}: masked vector of {vector.dtype}")
         yield client, vector
