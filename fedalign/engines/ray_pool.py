@@ -251,7 +251,7 @@ class RayPool:
     def _reason(self, seat: _Seat, error: RayError) -> str:
         """Return why a worker died, with the last that it said where its log can be read here."""
         told = last_words(Path(seat.started.log)) if seat.started else ""
-        return f"{_short(error)} Its last words: {told}" if told else _short(error)
+        return f"{_short(error)}; its last words: {told}" if told else _short(error)
 
 
 def _short(error: RayError) -> str:

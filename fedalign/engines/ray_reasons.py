@@ -15,7 +15,7 @@ def reason_of(text: str) -> str:
     """Return the telling line of the text of one of Ray's errors."""
     detail = _DETAIL.search(text)
     if detail:
-        return detail[1].strip()
+        return detail[1].strip().rstrip(".")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if "Error: " in line]
     return (errors or lines or ["no reason is known"])[-1]

@@ -21,8 +21,8 @@ KILLED = (
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        (KILLED, "Worker unexpectedly exits with a connection error code 2. End of file."),
-        (f"{DIED}Worker exits with an exit code 3.", "Worker exits with an exit code 3."),
+        (KILLED, "Worker unexpectedly exits with a connection error code 2. End of file"),
+        (f"{DIED}Worker exits with an exit code 3.", "Worker exits with an exit code 3"),
         ("The actor died in its creation task:\nTraceback\n  File\nModuleNotFoundError: No module named 'x'\n\n",
          "ModuleNotFoundError: No module named 'x'"),
         ("one\ntwo\n", "two"),
