@@ -228,3 +228,12 @@ def test_phases_and_devices_are_told_apart() -> None:
     for clients, seconds in ((1, 1.0), (1, 1.0), (2, 0.5)):
         found.note(clients, seconds)
     assert [made.of(one, "cpu").size(5), made.of(one, "cuda").size(5), made.of(other, "cpu").size(5)] == [2, 1, 1]  # type: ignore[union-attr]
+
+
+def test_a_stack_of_which_everybody_fails_says_so_of_everybody(tmp_path: Path) -> None:
+    node = Node(tmp_path, Side(), batching(STACK))
+    node.phase.broken = set("abc")
+    summed, report = node.ask()
+    assert report.clients == tuple("def")
+    assert [client for client, _ in report.failures] == list("abc")
+    same(summed, Node(tmp_path / "other", Side(), None).ask("def")[0])
