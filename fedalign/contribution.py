@@ -103,7 +103,10 @@ class StackedContribution:
             return self.one(places[0])
         rest = total(self.own[place] for place in places)
         every = len(places) == len(self)
-        chosen = {k: t if every else t[torch.tensor(places, device=t.device)] for k, t in self.tensors.items()}
+        chosen = {
+            k: t if every else t[torch.tensor(places, dtype=torch.int64, device=t.device)]
+            for k, t in self.tensors.items()
+        }
         sums = {name: _sum_of_rows(tensor.detach()) for name, tensor in chosen.items()}
         return Contribution({**sums, **rest.tensors}, rest.scalars)
 

@@ -12,6 +12,9 @@ from fedalign.methods.base import Phase
 Choice = Literal["auto", "stack", "loop"]
 
 _TRIALS = 2
+_FIRST_STACK = 8
+_START_UP = 0.2
+"""Seconds."""
 
 
 @dataclass
@@ -28,25 +31,29 @@ class Trial:
     _loop: list[float] = field(default_factory=list)
     _stack: list[float] = field(default_factory=list)
 
-    @property
-    def stacks(self) -> bool:
-        """Whether the next clients are to be a stack: as it was decided, or because it is the stack's turn to show."""
-        return len(self._loop) >= _TRIALS if self.verdict is None else self.verdict
+    def size(self, waiting: int, cohort: int) -> int:
+        """Return how many of the ``waiting`` clients come next: as it was decided, or whose turn it is to be tried."""
+        most = min(waiting, cohort)
+        if self.verdict is None:
+            return 1 if len(self._loop) < _TRIALS else most if self._stack else min(most, _FIRST_STACK)
+        return most if self.verdict else 1
 
     def note(self, clients: int, seconds: float) -> None:
-        """Learn what ``clients`` clients took; decide, once what was seen suffices.
+        """Learn what ``clients`` clients took, and decide once that suffices.
 
-        A first time is slower than later ones and not what the rest of a run will see; a first stack that is the faster
-        one all the same need not be tried again.
+        The first stack is a small one, in case that stacks are slow. It may lose some time by starting up; if it lost
+        more, no other is tried, else the second one tells.
         """
         if self.verdict is not None:
             return
         (self._stack if clients > 1 else self._loop).append(seconds / clients)
-        if len(self._loop) >= _TRIALS and self._stack:
-            if min(self._stack) < min(self._loop):
-                self.verdict = True
-            elif len(self._stack) >= _TRIALS:
-                self.verdict = False
+        if len(self._loop) < _TRIALS or not self._stack:
+            return
+        lost = self._stack[-1] - min(self._loop)
+        if len(self._stack) >= _TRIALS:
+            self.verdict = lost < 0
+        elif clients > 1 and lost * clients > _START_UP:
+            self.verdict = False
 
 
 class Batching:
@@ -103,7 +110,7 @@ class PhaseBatching:
 
     def size(self, waiting: int) -> int:
         """Return how many of the ``waiting`` clients are to be trained together next; 1 is one by one."""
-        return min(self.cohort, waiting) if self.trial.stacks else 1
+        return self.trial.size(waiting, self.cohort)
 
     def note(self, clients: int, seconds: float) -> None:
         """Learn from what the training of ``clients`` clients together took."""

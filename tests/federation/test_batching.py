@@ -13,7 +13,7 @@ import torch
 from flwr.app import RecordDict
 
 from fedalign.contribution import Contribution, StackedContribution, State
-from fedalign.federation.batching import Batching, Choice
+from fedalign.federation.batching import Batching, Choice, Trial
 from fedalign.federation.desk import TrainingDesk, add_up
 from fedalign.federation.messages import INSTRUCTION, STATE, TRAIN, Instruction, NodeReport, Terms
 from fedalign.federation.records import decode_contribution, encode_tensors
@@ -169,7 +169,7 @@ def test_a_stack_that_breaks_is_trained_one_by_one(tmp_path: Path, caplog: pytes
 @pytest.mark.parametrize("together", [0.9, 1.2])
 def test_the_faster_way_is_found_on_the_first_clients_and_kept(tmp_path: Path, together: float) -> None:
     clock = Clock()
-    node = Node(tmp_path, Side(clock, 1.0, together), batching("auto", 2, clock))
+    node = Node(tmp_path, Side(clock, 0.1, 0.1 * together), batching("auto", 2, clock))
     totals = [node.ask("abcdef")[0] for _ in range(2)]
     first = [("a",), ("b",), ("c", "d"), ("e", "f")]
     assert node.phase.turns[:4] == first
@@ -183,12 +183,28 @@ def test_the_faster_way_is_found_on_the_first_clients_and_kept(tmp_path: Path, t
 
 def test_a_slow_first_stack_is_given_a_second_chance(tmp_path: Path) -> None:
     clock = Clock()
-    phase = Side(clock, 1.0, 5.0)
+    phase = Side(clock, 0.01, 0.05)
     node = Node(tmp_path, phase, batching("auto", 2, clock))
     node.ask("abcd")
-    phase.costs = (1.0, 0.5)
+    phase.costs = (0.01, 0.005)
     node.ask("abcd")
     assert phase.turns[2:] == [("c", "d"), ("a", "b"), ("c", "d")]
+
+
+def test_a_stack_that_loses_more_than_a_start_explains_is_the_last(tmp_path: Path) -> None:
+    clock = Clock()
+    node = Node(tmp_path, Side(clock, 1.0, 5.0), batching("auto", 2, clock))
+    node.ask()
+    assert node.phase.turns == [("a",), ("b",), ("c", "d"), ("e",), ("f",)]
+
+
+def test_the_first_stack_is_a_small_one() -> None:
+    trial = Trial()
+    sizes = []
+    for _ in range(5):
+        sizes.append(trial.size(100, 32))
+        trial.note(sizes[-1], 0.01 * sizes[-1] ** 0.5)
+    assert sizes == [1, 1, 8, 32, 32]
 
 
 def test_what_is_too_large_or_cannot_be_stacked_is_not_tried(tmp_path: Path) -> None:
@@ -212,3 +228,12 @@ def test_phases_and_devices_are_told_apart() -> None:
     for clients, seconds in ((1, 1.0), (1, 1.0), (2, 0.5)):
         found.note(clients, seconds)
     assert [made.of(one, "cpu").size(5), made.of(one, "cuda").size(5), made.of(other, "cpu").size(5)] == [2, 1, 1]  # type: ignore[union-attr]
+
+
+def test_a_stack_of_which_everybody_fails_says_so_of_everybody(tmp_path: Path) -> None:
+    node = Node(tmp_path, Side(), batching(STACK))
+    node.phase.broken = set("abc")
+    summed, report = node.ask()
+    assert report.clients == tuple("def")
+    assert [client for client, _ in report.failures] == list("abc")
+    same(summed, Node(tmp_path / "other", Side(), None).ask("def")[0])

@@ -74,7 +74,11 @@ STACKED = ("engine=vectorised", "engine.choose=stack")
 PREDICTOR = ("method.local.optimizer=sgd", "method.local.lr=0.05", "federation/sampler=fraction")
 GUARDS = {
     "prior": ("method.prior=federated",),
-    "clipped": ("method.prior=none", "privacy=central", "privacy.epsilon=null", "privacy.noise_multiplier=0"),
+    # Seeded, since who is drawn is a secret too.
+    "clipped": (
+        *("method.prior=none", "privacy=central", "privacy.epsilon=null", "privacy.noise_multiplier=0"),
+        "privacy/randomness=seeded",
+    ),
     # A small bound, so that the noise leaves a network whose gradients are of an ordinary size.
     "noisy": (
         *("method.prior=none", "privacy=central", "privacy.clip.bound=0.05", "privacy.noise_multiplier=1"),
