@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -13,6 +14,7 @@ from fedalign.federation.untrusted import read_object
 
 _VALUES, _SCALE, _INDICES = "packed.values:", "packed.scale:", "packed.indices:"
 _PREFIXES = (_VALUES, _SCALE, _INDICES)
+_MOST_DIMENSIONS = 16
 
 
 def taken_apart(contribution: Contribution) -> tuple[State, str]:
@@ -43,14 +45,23 @@ def put_together(tensors: Mapping[str, Tensor], shapes: str) -> State:
         If parts are missing, or do not fit together.
     """
     whole = {name: tensor for name, tensor in tensors.items() if not name.startswith(_PREFIXES)}
-    for name, shape in (read_object(shapes, "the list of shapes") if shapes else {}).items():
+    for name, shape in (read_object(shapes, "the shapes of compressed tensors") if shapes else {}).items():
         if name in whole:
             raise ValueError(f"{name}: travels twice")
         values, scale, indices = (tensors.get(prefix + name) for prefix in _PREFIXES)
-        if values is None or not isinstance(shape, list) or not all(isinstance(size, int) for size in shape):
-            raise ValueError(f"{name}: not a compressed tensor")
+        if values is None or not _is_shape(shape):
+            raise ValueError(f"{name[:80]}: not a compressed tensor")
         whole[name] = Packed(tuple(shape), values, scale, indices).unpack()
     return whole
+
+
+def _is_shape(shape: object) -> bool:
+    return (
+        isinstance(shape, list)
+        and len(shape) <= _MOST_DIMENSIONS
+        and all(type(size) is int for size in shape)
+        and abs(math.prod(shape)) < 2**62
+    )
 
 
 def contribution_bytes(contribution: Contribution) -> int:

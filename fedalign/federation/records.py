@@ -131,9 +131,9 @@ def decode_contribution(content: RecordDict) -> Contribution:
         If the records do not hold a contribution.
     """
     try:
+        about = content.config_records[_NAMES]
         arrays = content.array_records[_TENSORS]
         values = content.metric_records[_SCALARS]["values"]
-        about = content.config_records[_NAMES]
         told = about["scalars"]
     except KeyError as error:
         raise ValueError(f"the reply is not a contribution: it has no {error}") from None

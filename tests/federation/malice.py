@@ -103,8 +103,26 @@ ARRAYS = st.builds(
     st.sampled_from(["numpy.ndarray", "numpy.ndarray", "numpy.ndarray", "torch", "pickle"]),
 )
 NAMES = st.sampled_from(
-    ["delta/w", "delta/v", "bfloat16:delta/w", "delta/", "w", "bank/1", "sum", "\x1b[2J", "x" * 3000]
+    [
+        *(f"packed.{part}:delta/w" for part in ("values", "scale", "indices")),
+        "packed.values:delta/v",
+        "delta/w",
+        "delta/v",
+        "bfloat16:delta/w",
+        "delta/",
+        "w",
+        "bank/1",
+        "sum",
+        "\x1b[2J",
+        "x" * 3000,
+    ]
 )
+
+SHAPES = [
+    json.dumps({"delta/w": shape})
+    for shape in ([2], [2, 0], [-2], [2**40, 2**40], [10**400], [1] * 99, "ab", None, [True], [2.0], {"a": 1})
+]
+"""What a compressed tensor may be said to be like."""
 
 _VALUES = st.one_of(
     st.lists(st.sampled_from([0.0, 1.0, -1.0, 1e300, 1e31, 5e-324, float("nan"), float("inf")]), max_size=5),
@@ -182,6 +200,8 @@ def mutated_contents(draw: st.DrawFn, honest: RecordDict) -> RecordDict:
                 values = [float(v) if abs(v) < BIG else 0.0 for v in old]  # type: ignore[arg-type,type-var]
                 values[place] = draw(st.sampled_from([1e300, -1e300, 1e31, 1e12, -5.0, 0.0, 1e-300, float("nan")]))
             record["values"] = values
+        elif name == "names" and draw(st.booleans()):
+            record["shapes"] = draw(st.sampled_from(SHAPES) | TEXTS)
         elif record:
             key = draw(st.sampled_from(sorted(record)))
             _mutate_json(draw, record, key)

@@ -31,8 +31,8 @@ def reply(*clients: str, value: float = 1.0, size: int = 2, **report: int) -> Me
 
 
 def reader(tally: Tally, inspect: object = lambda clients, told: None) -> ReplyReader:
-    nodes = dict.fromkeys(ASKED, NODE)
-    return ReplyReader("round 1", frozenset(ASKED), nodes, tally, inspect, "train", "1")  # type: ignore[arg-type]
+    node_of = dict.fromkeys(ASKED, NODE)
+    return ReplyReader("round 1", frozenset(ASKED), node_of, tally, inspect, "train", "1")  # type: ignore[arg-type]
 
 
 def read(*replies: Message) -> tuple[Contribution, Tally]:

@@ -253,7 +253,6 @@ CHANGES = [
     "federation/server_optimizer=fedadam",
     "federation/server_optimizer=fedyogi",
     "federation.server_optimizer.lr=0.5",
-    "federation.aggregation.client_norm=0.01",
     "method.weight=points federation.aggregation.client_weight=100",
     "partition=pooled partition.unseen=2 partition.min_questions=8",
     "partition=iid partition.unseen=2 partition.min_questions=8",
