@@ -47,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", parents=[common], help="run a federation, or a sweep with -m")
     run.add_argument("-m", "--multirun", action="store_true", help="run every combination of the values given")
+    run.add_argument("--profile", action="store_true", help="show where the time went, and write profile.json")
     run.add_argument("--print-config", action="store_true", help="show the resolved configuration and stop")
     run.add_argument(
         "overrides", nargs="*", help="in Hydra's grammar, such as method=pluralllm seed=1; resume=DIR goes on"
@@ -146,16 +147,18 @@ def _run(given: argparse.Namespace) -> None:
     others = [o for o in given.overrides if not o.startswith(_RESUME)]
     if resumed and (others or given.multirun or len(resumed) > 1):
         raise UserError("resume=DIR goes on under the run's own configuration; give it alone")
+    if given.profile and (given.multirun or given.print_config):
+        raise UserError("--profile is of one run that is carried out; leave -m and --print-config out")
     if given.print_config:
         resolved = resolve(others)
         parse(resolved)
         console.print_json(json.dumps(resolved))
     elif resumed:
-        sweep.show(console, run.resume(Path(resumed[0])))
+        sweep.show(console, run.resume(Path(resumed[0])), given.profile)
     elif given.multirun:
         sweep.run_all(console, others)
     else:
-        sweep.show(console, run.start(others))
+        sweep.show(console, run.start(others), given.profile)
 
 
 def _status(given: argparse.Namespace) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,15 +111,15 @@ def check_guarantee(config: RunConfig, phases: Phases, directory: ClientDirector
         _check_budget(config, phases, directory)
 
 
-def check_users(config: RunConfig, phases: Phases, shards: Mapping[str, Any]) -> None:
+def check_users(config: RunConfig, phases: Phases, shards: Iterable[tuple[str, Any]]) -> None:
     """Refuse users on more than one client, whom local noise would protect on each by itself, but not altogether.
 
     Parameters
     ----------
     config : RunConfig
     phases : sequence of Phase
-    shards : mapping from client to its shard
-        Of the training clients.
+    shards : iterable of client and its shard
+        Of the training clients; looked at one by one.
 
     Raises
     ------
@@ -130,7 +130,7 @@ def check_users(config: RunConfig, phases: Phases, shards: Mapping[str, Any]) ->
     if not isinstance(privacy, Protection) or privacy.local is None or privacy.local.unit != "user":
         return
     seen: dict[str, str] = {}
-    for client, shard in shards.items():
+    for client, shard in shards:
         for user in {user for phase in phases for user in phase.users(shard)}:
             if user in seen:
                 raise UserError(

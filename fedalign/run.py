@@ -31,6 +31,7 @@ from fedalign.model_files import save_model
 from fedalign.report.environment import environment
 from fedalign.report.heartbeat import StatusFile
 from fedalign.report.metrics_log import MetricsLog
+from fedalign.report.profile import Part, parts
 from fedalign.report.progress import Progress
 from fedalign.report.render import render_run
 from fedalign.report.run_directory import RunDirectory
@@ -56,10 +57,13 @@ class Result:
     ----------
     directory : Path
     summary : Summary
+    profile : sequence of Part
+        Where the time went.
     """
 
     directory: Path
     summary: Summary
+    profile: Sequence[Part] = ()
 
 
 def start(overrides: Sequence[str]) -> Result:
@@ -123,16 +127,18 @@ def start_on_grid(grid: Grid, context: Context, overrides: Sequence[str]) -> Non
 
 @dataclass(frozen=True)
 class _Population:
-    """How many clients there are, what was left out on the way to them, and what a survey asks."""
+    """How many clients there are, what was left out on the way, what a survey asks; and the seconds to find out."""
 
     clients: int
     dropped: Mapping[str, int]
     questionnaire: Mapping[str, int]
     questions: Mapping[str, Question] = field(default_factory=dict)
+    seconds: float = 0.0
 
 
 def _checked_population(resolved: Resolved, config: RunConfig) -> _Population:
     """Look at the data; what is bad in them is found here, before anything is written or started."""
+    began = time.perf_counter()
     site = open_site(to_json(resolved), {})
     directory = ClientDirectory.of(site.data.clients)
     directory.check(site.phases, config.federation.sampler)
@@ -140,10 +146,11 @@ def _checked_population(resolved: Resolved, config: RunConfig) -> _Population:
     check_aggregation(config, site.phases)
     config.population.fleet(directory.training, config.seed)
     check_guarantee(config, site.phases, directory)
-    check_users(config, site.phases, {client: site.data.shard(client) for client in directory.training})
+    check_users(config, site.phases, ((client, site.data.shard(client)) for client in directory.training))
     site.check(client.name for client in site.data.clients)
     data = site.data
-    return _Population(len(data.clients), data.dropped, data.questionnaire, data.questions)
+    seconds = time.perf_counter() - began
+    return _Population(len(data.clients), data.dropped, data.questionnaire, data.questions, seconds)
 
 
 def _prepare(resolved: Resolved, config: RunConfig) -> RunDirectory:
@@ -193,12 +200,12 @@ def _conduct(
         try:
             # What has been spent is spent.
             left = Outcome(privacy=jobs[0].custody.statement() if jobs else None)
-            _write_end(directory, config, population.dropped, left, time.perf_counter() - began, reason, status)
+            _write_end(directory, config, population, left, time.perf_counter() - began, reason, status)
         except Exception:
             # What went wrong with the run matters more than that it could not be written down.
             _log.exception("%s: the end of the failed run could not be written", directory.path)
         raise
-    return _write_end(directory, config, population.dropped, outcomes[0], time.perf_counter() - began, None, status)
+    return _write_end(directory, config, population, outcomes[0], time.perf_counter() - began, None, status)
 
 
 def _save(place: Path, job: Job, outcome: Outcome) -> None:
@@ -212,20 +219,24 @@ def _save(place: Path, job: Job, outcome: Outcome) -> None:
 def _write_end(
     directory: RunDirectory,
     config: RunConfig,
-    dropped: Mapping[str, int],
+    population: _Population,
     outcome: Outcome,
     seconds: float,
     reason: str | None,
     status: StatusFile,
 ) -> Result:
     """Write the summary and the report of a run that is over, and then say that it is."""
-    summary = replace(_summarise(directory, config, outcome, seconds, reason), dropped=dict(dropped))
+    began = time.perf_counter()
+    summary = replace(_summarise(directory, config, outcome, seconds, reason), dropped=dict(population.dropped))
     directory.write_summary(summary)
     try:
         render_run(directory.path, config.method.headline if config.method.headline in summary.metrics else None)
     finally:
         status.close(summary.status, reason)
-    return Result(directory.path, summary)
+    written = time.perf_counter() - began
+    outcome.counters["save_s"] = outcome.counters.get("save_s", 0.0) + written
+    total = population.seconds + summary.timing.total_s + written
+    return Result(directory.path, summary, parts(outcome.counters, total, population.seconds))
 
 
 def _job(

@@ -15,8 +15,10 @@ from fedalign import run
 from fedalign.config import expand, parse, resolve
 from fedalign.errors import UserError
 from fedalign.predict import Choice, Text
+from fedalign.report.atomic import write_json_atomic
 from fedalign.report.compare import compare
 from fedalign.report.compare_tables import show as show_comparison
+from fedalign.report.profile import to_json, to_table
 from fedalign.report.render import render_run
 from fedalign.report.terminal import show_summary
 from fedalign.run import Result
@@ -78,9 +80,12 @@ def report(
     console.print(f"comparison: {place / 'compare.html'}", soft_wrap=True)
 
 
-def show(console: Console, result: Result) -> None:
-    """Print what a single run came to."""
+def show(console: Console, result: Result, profile: bool = False) -> None:
+    """Print what a single run came to, and, if asked, where its time went, which is then written down too."""
     show_summary(console, result.directory, result.summary)
+    if profile:
+        write_json_atomic(result.directory / "profile.json", to_json(result.profile))
+        console.print(to_table(result.profile))
 
 
 def show_predictions(console: Console, predictions: Sequence[Choice]) -> None:

@@ -96,6 +96,7 @@ def test_a_bug_is_never_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
         (["run", "seed=x"], "seed='x' is not valid: it should be a valid integer"),
         (["run", "data.path=nowhere.csv"], "data.path=nowhere.csv: no such file"),
         (["run", "-m", "seed=1,x"], "seed='x' is not valid"),
+        (["run", "-m", "--profile", "seed=1"], "--profile is of one run that is carried out"),
         (["run", "resume=nowhere"], "nowhere: no such directory"),
         (["run", "resume=nowhere", "seed=1"], "resume=DIR goes on under the run's own configuration; give it alone"),
         (["run", "-m", "resume=nowhere"], "give it alone"),
@@ -154,6 +155,19 @@ def test_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert str(Path("floor") / "report.html") in captured.out
     assert captured.err == ""
     assert json.loads((tmp_path / "floor" / "summary.json").read_text())["status"] == "completed"
+
+
+def test_a_profile_tells_of_the_whole_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--profile", *TINY, f"output={tmp_path / 'run'}"]) == 0
+    lines = json.loads((tmp_path / "run" / "profile.json").read_text())
+    spent = {line["what"]: line["seconds"] for line in lines if line["who"] == "server"}
+    total = json.loads((tmp_path / "run" / "summary.json").read_text())["timing"]["total_s"]
+    # The report is rendered after the summary was written.
+    assert total - 0.1 <= sum(spent.values()) <= total + 30
+    assert spent["waiting for training"] > 0
+    clients = {line["what"]: line["seconds"] for line in lines if line["who"] == "clients"}
+    assert 0 < clients["forward and backward passes"] <= spent["waiting for training"]
+    assert "where the time went" in capsys.readouterr().out
 
 
 def test_a_run_that_fails_ends_in_one_line_and_exit_code_1(

@@ -95,6 +95,8 @@ class Job:
         Who is there, and how fast.
     reply_bytes : callable
         Size of a client's reply, for a population that sends it over a simulated line.
+    began : float
+        When the engine was started, by ``time.perf_counter``.
     """
 
     method: str
@@ -110,6 +112,7 @@ class Job:
     custody: Custody = field(default_factory=NoCustody)
     population: Population = field(default_factory=Everybody)
     reply_bytes: ReplyBytes = no_bytes
+    began: float = field(default_factory=time.perf_counter)
 
     @property
     def main_phase(self) -> int:
@@ -126,7 +129,8 @@ class Outcome:
     artefacts : dict from phase name to State
     counters : dict from str to float
         ``rounds``, ``client_updates``, ``update_s``, ``train_s``, ``down_bytes``, ``up_bytes``, and after a resume
-        ``earlier_s``: the time that the run had taken before; ``simulated_s`` where a population is simulated.
+        ``earlier_s``: the time that the run had taken before; ``simulated_s`` where a population is simulated;
+        where the time went (:mod:`fedalign.report.profile`).
     privacy : dict or None
         The guarantee that was kept, as ``summary.json`` states it.
     """
@@ -182,6 +186,7 @@ class Conductor:
             self._stopped.update(start.privacy.get("stopped", {}))
             if start.memories:
                 self._memories.restore(start)
+        self._count(start_s=time.perf_counter() - job.began)
         for index in range(start.phase if start else 0, len(job.phases)):
             self._run_phase(index, directory, start if start and start.phase == index else None)
         self.outcome.privacy = self._statement()
@@ -219,11 +224,13 @@ class Conductor:
             evaluated = last or number % settings.evaluate_every == 0
             if evaluated:
                 metrics += self._evaluate(strategy, state, number, last) + self._spent(strategy, number)
-            self._report(strategy, number, trained, time.perf_counter() - began, metrics)
+            ended = time.perf_counter()
+            self._report(strategy, number, trained, ended - began, metrics)
             if evaluated:
                 self._keep_best(strategy, state, number, metrics)
             if last or number % settings.checkpoint_every == 0:
                 self._checkpoint(strategy, state, number)
+            self._count(save_s=time.perf_counter() - ended)
         self.outcome.artefacts[phase.name] = dict(state)
 
     def _goes_on(self, strategy: SumStrategy, state: State, number: int) -> bool:
@@ -263,7 +270,9 @@ class Conductor:
         seconds, tally = time.perf_counter() - began, strategy.tally
         self._count(
             rounds=1, client_updates=tally.updates, update_s=tally.seconds, train_s=seconds,
-            down_bytes=tally.received_bytes, up_bytes=tally.sent_bytes,
+            down_bytes=tally.received_bytes, up_bytes=tally.sent_bytes, wait_s=tally.waited_s,
+            decode_s=tally.decoded_s, aggregate_s=max(0.0, seconds - tally.waited_s - tally.decoded_s),
+            client_data_s=tally.data_s, client_message_s=tally.message_s,
         )  # fmt: skip
         if self._attendance.simulates:
             self.outcome.counters[CLOCK] = self._attendance.clock_s
@@ -284,6 +293,7 @@ class Conductor:
             raise error
 
     def _evaluate(self, strategy: SumStrategy, state: State, number: int, last: bool) -> list[Metric]:
+        began = time.perf_counter()
         arrays = encode_tensors(state)
         messages = strategy.configure_evaluate(number, arrays, ConfigRecord(), self.grid)
         try:
@@ -292,7 +302,12 @@ class Conductor:
         except SecureSumAborted as error:
             _log.warning("evaluation after round %d of phase %s is given up: %s", number, strategy.phase.name, error)
             strategy.evaluation_sums, strategy.evaluation_tensors = [], {}
-        self._count(down_bytes=strategy.tally.received_bytes, up_bytes=strategy.tally.sent_bytes)
+        tally = strategy.tally
+        self._count(
+            down_bytes=tally.received_bytes, up_bytes=tally.sent_bytes, evaluate_s=time.perf_counter() - began,
+            client_evaluate_s=tally.seconds, client_data_s=tally.data_s, client_message_s=tally.message_s,
+            client_evaluate_data_s=tally.data_s,
+        )  # fmt: skip
         ends = last and strategy.index == len(self.job.phases) - 1
         scope: Scope = "test" if ends else "eval"
         name, told = strategy.phase.name, strategy.phase.report(state)

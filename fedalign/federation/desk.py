@@ -6,7 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,6 +14,7 @@ from flwr.app import Context, Message, RecordDict
 
 from fedalign.compression.base import NoCompression
 from fedalign.contribution import Contribution, RunningTotal, State
+from fedalign.data.timed import TimedData
 from fedalign.federation import secure_client
 from fedalign.federation.batching import Batching
 from fedalign.federation.compressing import compressed
@@ -73,12 +74,18 @@ class Desk(ABC):
     ----------
     exchange : str
         Keeps the noise of training and of the evaluation after it apart.
+    data : TimedData
+        What the clients' shards are taken from.
+    began : float
+        When the order came.
     """
 
     exchange: ClassVar[str]
 
     def __init__(self, site: Site, order: Instruction, message: Message) -> None:
-        self.site, self.order = site, order
+        self.began = time.perf_counter()
+        self.data = TimedData(site.data)
+        self.site, self.order = replace(site, data=self.data), order
         self.phase: Phase[Any] = site.phases[order.phase]
         self.state: State = decode_tensors(message.content.array_records[STATE])
 
@@ -107,6 +114,11 @@ class Desk(ABC):
 
     def expect(self, clients: Sequence[str]) -> None:  # noqa: B027 - most work client by client
         """Be told who will be asked for next, in this order."""
+
+    def timed(self, report: NodeReport) -> NodeReport:
+        """Return a report with where the time went since the order came."""
+        busy = time.perf_counter() - self.began
+        return replace(report, data_s=self.data.seconds, message_s=max(0.0, busy - report.seconds))
 
     def streams(self, client: str) -> Streams:
         """Return the client's streams in this round."""
@@ -232,7 +244,9 @@ def answer(message: Message, context: Context, desk: Desk) -> RecordDict:
     if LETTERS not in message.content.config_records:
         if isinstance(desk.site.privacy, Protection) and desk.site.privacy.secure is not None:
             raise ValueError("this run adds up under masks only, and the order has no letters")
-        return add_up(desk.told(desk.order.clients), desk.site.guarded)
+        content = add_up(desk.told(desk.order.clients), desk.site.guarded)
+        content[REPORT] = desk.timed(NodeReport.of(content)).to_record()
+        return content
     desk.expect(list(read_letters(message.content)))
 
     def work(client: str) -> tuple[Words, float]:

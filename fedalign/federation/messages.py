@@ -115,6 +115,8 @@ class NodeReport:
     failures : tuple of (client, reason)
     retries : int
         How often the work was given to a worker anew, after one had died.
+    data_s, message_s : float
+        Of ``seconds``, those that clients waited for their data; and, besides, those that the messages themselves took.
     """
 
     clients: tuple[str, ...]
@@ -122,6 +124,8 @@ class NodeReport:
     sent_bytes: int
     failures: tuple[tuple[str, str], ...] = ()
     retries: int = 0
+    data_s: float = 0.0
+    message_s: float = 0.0
 
     def to_record(self) -> ConfigRecord:
         """Return the record that travels."""
@@ -143,7 +147,9 @@ class NodeReport:
         fields = read_object(told, "the report")
         clients, seconds = read_names(fields, "clients"), read_amount(fields, "seconds")
         sent_bytes, retries = read_count(fields, "sent_bytes"), read_count(fields, "retries")
-        return NodeReport(clients, seconds, sent_bytes, _failures(fields.get("failures")), retries)
+        data_s, message_s = read_amount(fields, "data_s"), read_amount(fields, "message_s")
+        failures = _failures(fields.get("failures"))
+        return NodeReport(clients, seconds, sent_bytes, failures, retries, data_s, message_s)
 
 
 def _failures(told: object) -> tuple[tuple[str, str], ...]:

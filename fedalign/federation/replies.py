@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -44,6 +45,10 @@ class Tally:
         Who of those that were asked came, where that is simulated.
     reasons : list of str
         Why clients did not contribute, where they said.
+    data_s, message_s : float
+        Of ``seconds``, those that clients waited for their data; and, besides, those that messages took on nodes.
+    waited_s, decoded_s, added_s : float
+        Seconds in which the server waited for replies, decoded them, and checked and added what they held.
     """
 
     asked: int = 0
@@ -54,6 +59,11 @@ class Tally:
     retries: int = 0
     turnout: Turnout = field(default_factory=Turnout)
     reasons: list[str] = field(default_factory=list)
+    data_s: float = 0.0
+    message_s: float = 0.0
+    waited_s: float = 0.0
+    decoded_s: float = 0.0
+    added_s: float = 0.0
 
     @property
     def failed(self) -> int:
@@ -102,8 +112,14 @@ class ReplyReader:
 
     def read(self, replies: Iterable[Message], take: Take) -> None:
         """Give each contribution that may be added to ``take``; of one that may not, the clients count as failed."""
+        waiting = time.perf_counter()
         for reply in replies:
+            came = time.perf_counter()
+            self._tally.waited_s += came - waiting
             self._read(reply, take)
+            waiting = time.perf_counter()
+            self._tally.added_s += waiting - came
+        self._tally.waited_s += time.perf_counter() - waiting
         for reason in self._tally.reasons:
             _log.warning("%s: %s", self._what, reason)
 
@@ -132,11 +148,15 @@ class ReplyReader:
         tally.seconds += report.seconds
         tally.sent_bytes += report.sent_bytes
         tally.retries += report.retries
+        tally.data_s += report.data_s
+        tally.message_s += report.message_s
         tally.reasons.extend(f"{client}: {reason}" for client, reason in report.failures)
         if not report.clients:
             return
         try:
+            start = time.perf_counter()
             contribution = decode_contribution(reply.content)
+            tally.decoded_s += time.perf_counter() - start
             self._inspect(len(report.clients), contribution)
             take(report, contribution)
         except ValueError as error:

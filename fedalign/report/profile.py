@@ -2,29 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.table import Table
-
-SERVER: Mapping[str, str] = {
-    "data and start-up": "start_s",
-    "waiting for clients": "wait_s",
-    "serialisation": "codec_s",
-    "aggregation": "sum_s",
-    "waiting for evaluations": "evaluate_s",
-    "checkpoints and reports": "save_s",
-}
-"""Parts of the server's time, by the names of their counters; they do not overlap."""
-
-CLIENTS: Mapping[str, str] = {
-    "data": "client_data_s",
-    "forward and backward passes": "update_s",
-    "evaluation": "client_evaluate_s",
-    "serialisation": "client_codec_s",
-}
-"""Parts of the clients' time, summed over clients."""
 
 
 @dataclass(frozen=True)
@@ -46,19 +28,39 @@ class Part:
     share: float
 
 
-def parts(counters: Mapping[str, float], total: float) -> list[Part]:
+def parts(counters: Mapping[str, float], total: float, data: float) -> list[Part]:
     """Return the lines of a run's profile.
 
     Parameters
     ----------
     counters : mapping from name to seconds
-        Of the run; see `SERVER` and `CLIENTS`.
+        Of the run's outcome.
     total : float
-        Wall time of the run in seconds; what no counter tells is told as other.
+        Wall time in seconds; what nothing else tells is told as other.
+    data : float
+        Of these, the seconds in which the server's process read, laid out and encoded data.
     """
-    server = {what: counters.get(name, 0.0) for what, name in SERVER.items()}
+
+    def count(name: str) -> float:
+        return counters.get(name, 0.0)
+
+    server = {
+        "data": data,
+        "start-up": count("start_s"),
+        "waiting for training": count("wait_s"),
+        "serialisation": count("decode_s"),
+        "aggregation": count("aggregate_s"),
+        "waiting for evaluations": count("evaluate_s"),
+        "checkpoints and reports": count("save_s"),
+    }
     server["other"] = max(0.0, total - sum(server.values()))
-    clients = {what: counters.get(name, 0.0) for what, name in CLIENTS.items()}
+    evaluated = count("client_evaluate_data_s")
+    clients = {
+        "data": count("client_data_s"),
+        "forward and backward passes": count("update_s") - (count("client_data_s") - evaluated),
+        "evaluation": count("client_evaluate_s") - evaluated,
+        "messages": count("client_message_s"),
+    }
     return [*_lines("server", server), *_lines("clients", clients)]
 
 
@@ -67,14 +69,14 @@ def _lines(who: str, seconds: Mapping[str, float]) -> list[Part]:
     return [Part(who, what, spent, spent / total if total else 0.0) for what, spent in seconds.items()]
 
 
-def to_json(lines: list[Part]) -> list[dict[str, Any]]:
+def to_json(lines: Sequence[Part]) -> list[dict[str, Any]]:
     """Return the lines as plain data."""
     return [asdict(line) for line in lines]
 
 
-def to_table(lines: list[Part]) -> Table:
+def to_table(lines: Sequence[Part]) -> Table:
     """Return the lines as a table for a terminal."""
-    table = Table(title="where the time went", title_justify="left")
+    table = Table(title="where the time went", title_justify="left", caption_justify="left")
     table.add_column("who")
     table.add_column("what")
     table.add_column("seconds", justify="right")
@@ -82,5 +84,5 @@ def to_table(lines: list[Part]) -> Table:
     for place, line in enumerate(lines):
         last = place + 1 == len(lines) or lines[place + 1].who != line.who
         table.add_row(line.who, line.what, f"{line.seconds:.2f}", f"{line.share:.0%}", end_section=last)
-    table.caption = "Clients' seconds are summed over workers; inside one process the server waits while they work."
+    table.caption = "clients: summed over workers; inside one process the server waits while they work"
     return table
