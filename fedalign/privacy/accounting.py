@@ -6,9 +6,7 @@ import functools
 import math
 from collections.abc import Iterable, Sequence
 
-import dp_accounting
 import numpy as np
-from dp_accounting import gaussian_mechanism, pld, rdp
 
 from fedalign.privacy.events import Event, GaussianEvent, Orders, PoissonGaussianEvent
 
@@ -78,6 +76,8 @@ def epsilon_rdp(composed: Composition, delta: float) -> float:
     curve = _curve(composed)
     if not np.isfinite(curve).any():
         return math.inf
+    from dp_accounting import rdp
+
     return float(rdp.compute_epsilon(_ORDERS, curve, delta)[0])
 
 
@@ -128,6 +128,8 @@ def _gaussian_epsilon(noise_multiplier: float, delta: float) -> float:
     """Return the Gaussian mechanism's epsilon (Balle and Wang 2018, Theorem 8)."""
     if noise_multiplier < _NO_NOISE:
         return math.inf
+    from dp_accounting import gaussian_mechanism
+
     with np.errstate(divide="ignore"):  # for very much noise it takes the logarithm of a delta of 0
         return float(gaussian_mechanism.get_epsilon_gaussian(noise_multiplier, delta))
 
@@ -137,6 +139,9 @@ def _epsilon_pld(composed: Composition, delta: float, scale: float) -> float:
 
     The grid is as fine as epsilon asks for, to one part in thousands; the default of 1e-4 takes minutes for large ones.
     """
+    import dp_accounting
+    from dp_accounting import pld
+
     finest = max(_loss_range(event) for event, _ in composed) / (3 * _POINTS)
     interval = max(scale / _POINTS, finest, 1e-7)
     accountant = pld.PLDAccountant(dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE, interval)

@@ -7,15 +7,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import dp_accounting
 import numpy as np
-from dp_accounting import rdp
 from numpy.typing import NDArray
 
 from fedalign.errors import UserError
 from fedalign.privacy.poisson_renyi import poisson_gaussian_rdp
+
+if TYPE_CHECKING:
+    # Takes a second or two to import, which a node that keeps no account need not spend at every message.
+    import dp_accounting
 
 Orders = NDArray[np.float64]
 
@@ -141,6 +143,8 @@ class GaussianEvent(Event):
     @property
     def pld_event(self) -> dp_accounting.DpEvent:
         """A Gaussian event."""
+        import dp_accounting
+
         return dp_accounting.GaussianDpEvent(self.noise_multiplier)
 
     def rdp(self, orders: Orders) -> Orders:
@@ -189,6 +193,8 @@ class PoissonGaussianEvent(Event):
     @property
     def pld_event(self) -> dp_accounting.DpEvent:
         """A Poisson-sampled Gaussian event."""
+        import dp_accounting
+
         return dp_accounting.PoissonSampledDpEvent(self.rate, dp_accounting.GaussianDpEvent(self.noise_multiplier))
 
     def rdp(self, orders: Orders) -> Orders:
@@ -232,6 +238,9 @@ class FixedSizeGaussianEvent(Event):
         """Return dp-accounting's curve at half the noise multiplier."""
         if self.noise_multiplier == 0:
             return np.full(orders.shape, math.inf)
+        import dp_accounting
+        from dp_accounting import rdp
+
         accountant = rdp.RdpAccountant(orders, dp_accounting.NeighboringRelation.REPLACE_ONE)
         inner = dp_accounting.GaussianDpEvent(self.noise_multiplier / 2)
         accountant.compose(dp_accounting.SampledWithoutReplacementDpEvent(self.population, self.cohort, inner))
@@ -276,6 +285,8 @@ class MatrixGaussianEvent(Event):
     @property
     def pld_event(self) -> dp_accounting.DpEvent:
         """A Gaussian event."""
+        import dp_accounting
+
         return dp_accounting.GaussianDpEvent(self.gaussian)
 
     def continued_by(self, later: Event) -> bool:
