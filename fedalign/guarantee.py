@@ -97,6 +97,11 @@ def check_guarantee(config: RunConfig, phases: Phases, directory: ClientDirector
     privacy = config.privacy
     if not isinstance(privacy, Protection):
         return
+    if config.federation.min_clients > 1:
+        raise UserError(
+            f"federation.min_clients={config.federation.min_clients}: with a guarantee ({_chosen(privacy)}) every "
+            "round counts, whoever came; set it to 1 (a secure sum has its own privacy.secure.minimum)"
+        )
     for phase in phases:
         if phase.rounds:
             _check_phase(privacy, phase, config)

@@ -27,6 +27,7 @@ from fedalign.federation.payload import reply_bytes
 from fedalign.federation.population import Everybody
 from fedalign.federation.server_app import make_server_app
 from fedalign.guarantee import check_aggregation, check_guarantee, check_users, custody_of, refuse_open_metrics
+from fedalign.methods.base import Phase
 from fedalign.model_files import save_model
 from fedalign.report.environment import environment
 from fedalign.report.heartbeat import StatusFile
@@ -34,6 +35,7 @@ from fedalign.report.metrics_log import MetricsLog
 from fedalign.report.profile import Part, parts
 from fedalign.report.progress import Progress
 from fedalign.report.render import render_run
+from fedalign.report.round_log import RoundLog
 from fedalign.report.run_directory import RunDirectory
 from fedalign.report.summary import Summary, Timing, Traffic, final_values
 from fedalign.site import open_site, phases_of
@@ -42,6 +44,8 @@ _log = logging.getLogger(__name__)
 
 JOURNAL = "privacy.json"
 """What a run has spent, beside its checkpoints: newer than they are."""
+
+_RESUME = "resume="
 
 Resolved = Mapping[str, Any]
 
@@ -95,17 +99,14 @@ def resume(path: Path) -> Result:
     resolved = directory.read_config()
     config = parse(resolved)
     population = _checked_population(resolved, config)
-    phases = phases_of(config, population.questionnaire, population.questions)
-    checkpoint = Checkpoint.load(directory.checkpoints, NEWEST, config.method.name)
-    names = [phase.name for phase in phases]
-    directory.truncate_metrics(names[checkpoint.phase], checkpoint.round, names)
+    _wind_back(directory, config, phases_of(config, population.questionnaire, population.questions))
     return _conduct_here(directory, resolved, config, population, resume=True)
 
 
 def start_on_grid(grid: Grid, context: Context, overrides: Sequence[str]) -> None:
     """Run on a grid that Flower gives: its simulation runtime or a SuperLink with SuperNodes.
 
-    The nodes read the data; this process never does.
+    The nodes read the data; this process never does. ``resume=DIR`` as the only override goes on with a run.
 
     Raises
     ------
@@ -114,15 +115,52 @@ def start_on_grid(grid: Grid, context: Context, overrides: Sequence[str]) -> Non
     RunFailed
         If the federation breaks down; the directory says why.
     """
-    resolved = resolve(overrides)
+    resumed = resumed_directory(overrides)
+    directory = None if resumed is None else RunDirectory.open(resumed)
+    resolved = resolve(overrides) if directory is None else directory.read_config()
     config = parse(resolved)
     refuse_open_metrics(config)
     check_aggregation(config, phases_of(config, {}, {}))
     if not isinstance(config.population, Everybody):
         raise UserError("population: nodes of a Flower federation come and go by themselves; set population=none")
-    directory = _prepare(resolved, config)
+    if directory is None:
+        directory = _prepare(resolved, config)
+    else:
+        _wind_back(directory, config, phases_of(config, {}))
+    _log.info("the run is in %s", directory.path.absolute())
     nodes = int(context.run_config.get("nodes", 0))
-    _conduct(directory, resolved, config, nodes, lambda server: server(grid, context), _Population(0, {}, {}))
+
+    def carry(server: ServerApp) -> None:
+        server(grid, context)
+
+    _conduct(directory, resolved, config, nodes, carry, _Population(0, {}, {}), resume=resumed is not None)
+
+
+def resumed_directory(overrides: Sequence[str]) -> Path | None:
+    """Return the directory that ``resume=`` names; None where a new run is asked for.
+
+    Raises
+    ------
+    UserError
+        If there is anything beside it.
+    """
+    resumed = [override.removeprefix(_RESUME) for override in overrides if override.startswith(_RESUME)]
+    if (len(resumed) < len(overrides) and resumed) or len(resumed) > 1:
+        raise UserError("resume=DIR goes on under the run's own configuration; give it alone")
+    return Path(resumed[0]) if resumed else None
+
+
+def _wind_back(directory: RunDirectory, config: RunConfig, phases: Sequence[Phase[Any]]) -> None:
+    """Forget what was measured after the newest checkpoint.
+
+    Raises
+    ------
+    UserError
+        If there is no checkpoint that fits the run's method.
+    """
+    checkpoint = Checkpoint.load(directory.checkpoints, NEWEST, config.method.name)
+    names = [phase.name for phase in phases]
+    directory.truncate_metrics(names[checkpoint.phase], checkpoint.round, names)
 
 
 @dataclass(frozen=True)
@@ -142,6 +180,7 @@ def _checked_population(resolved: Resolved, config: RunConfig) -> _Population:
     site = open_site(to_json(resolved), {})
     directory = ClientDirectory.of(site.data.clients)
     directory.check(site.phases, config.federation.sampler)
+    directory.check_least(site.phases, config.federation.min_clients)
     directory.check_cohorts(site.phases, config.federation.sampler, config.federation.aggregation)
     check_aggregation(config, site.phases)
     config.population.fleet(directory.training, config.seed)
@@ -155,7 +194,7 @@ def _checked_population(resolved: Resolved, config: RunConfig) -> _Population:
 
 def _prepare(resolved: Resolved, config: RunConfig) -> RunDirectory:
     """Make the run's directory and write down what is known before the run."""
-    directory = RunDirectory.create(_output(config))
+    directory = RunDirectory.create(output_of(config))
     directory.write_config(resolved)
     directory.write_environment(environment(config.seed))
     return directory
@@ -277,6 +316,7 @@ def _watched(
         status,
         config.logger.open(directory.path, config.name, resolved),
         Progress(config.method.headline),
+        RoundLog(config.method.headline),
     ]
     status.begin()
     try:
@@ -329,7 +369,8 @@ def _summarise(
     )
 
 
-def _output(config: RunConfig) -> Path:
+def output_of(config: RunConfig) -> Path:
+    """Return the directory that a run is to leave: the configured one, or a new one under ``outputs/``."""
     if config.output is not None:
         return Path(config.output)
     stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S_%f")

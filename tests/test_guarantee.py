@@ -167,6 +167,10 @@ REFUSED = {
     ),
     "no delta for examples": ("privacy=local_user privacy.delta=null method.prior=none", r"privacy\.delta=null"),
     "rounding": ("privacy=distributed privacy.mechanism.rounding.failure=1.5", r"rounding\.failure=1\.5 is not valid"),
+    "a minimum of contributions": (
+        "privacy=central federation.min_clients=2",
+        r"federation\.min_clients=2: with a guarantee .* every round counts",
+    ),
     "an odd number of neighbours": ("privacy=secure_sum privacy.secure.neighbours=3", r"neighbours=3 is not valid"),
     "half a threshold": ("privacy=secure_sum privacy.secure.threshold=0.5", r"threshold=0\.5 is not valid"),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from fedalign.engines.in_process import InProcess, InProcessGrid
 from fedalign.errors import RunFailed, UserError
 from fedalign.federation.client_app import make_client_app
 from fedalign.federation.conductor import Conductor
+from fedalign.federation.observer import RoundReport
 from fedalign.methods.pluralllm import GPOPhase
 from fedalign.model_files import load_model
+from fedalign.report.metrics_log import MetricsLog
 from fedalign.report.run_directory import RunDirectory
 from fedalign.report.run_status import read_status
 from fedalign.run import resume, start, start_on_grid
@@ -227,6 +230,49 @@ def test_a_grid_that_flower_gives_runs_the_same_run(
     for name, tensor in known.items():
         torch.testing.assert_close(got[name], tensor, rtol=0, atol=1e-6)
     assert summary(tmp_path / "deployed")["metrics"] == pytest.approx(summary(trained)["metrics"], abs=1e-5)
+
+
+def test_a_run_on_such_a_grid_is_resumed_on_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As after the death of a SuperLink: new contexts on the nodes, whose clients' memories are on their own disks."""
+
+    def go(*overrides: str) -> None:
+        config = {"partition-id": 0, "num-partitions": 1, "state-path": str(tmp_path / "site")}
+        grid = InProcessGrid(make_client_app(open_site), {1: Context(1, 1, config, RecordDict(), {})})
+        start_on_grid(grid, Context(1, 0, {}, RecordDict(), {"nodes": 1}), overrides)
+
+    rounds = ("federation.rounds=3", "federation.checkpoint_every=1")
+    go(*TINY, *rounds, "output=straight")
+    round_ended = MetricsLog.round_ended
+
+    def dies(log: MetricsLog, report: RoundReport) -> None:
+        round_ended(log, report)
+        if report.round == 3 and report.phase == "gpo":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(MetricsLog, "round_ended", dies)
+        go(*TINY, *rounds, "output=killed")
+    with caplog.at_level(logging.INFO):
+        go("resume=killed")
+    assert f"the run is in {tmp_path / 'killed'}" in caplog.text
+    assert "goes on after round 2 of gpo" in caplog.text
+    one, other = (load_file(tmp_path / name / "model" / "gpo.safetensors") for name in ("straight", "killed"))
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    assert summary(tmp_path / "killed")["status"] == "completed"
+
+
+@pytest.mark.parametrize("overrides", [["resume=a", "seed=1"], ["resume=a", "resume=b"]])
+def test_resume_stands_alone(overrides: list[str]) -> None:
+    with pytest.raises(UserError, match="give it alone"):
+        run.resumed_directory(overrides)
+
+
+def test_what_is_to_be_resumed_is_named() -> None:
+    assert run.resumed_directory(["resume=a b"]) == Path("a b")
+    assert run.resumed_directory(["seed=1"]) is None
+    assert run.resumed_directory([]) is None
 
 
 def test_nodes_of_others_are_not_simulated(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,14 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedalign.data.federated import ClientInfo
 from fedalign.federation import secure_client
 from fedalign.federation.batching import Batching
+from fedalign.federation.description import description_record
 from fedalign.federation.desk import EvaluationDesk, TrainingDesk, answer
 from fedalign.federation.failures import SiteFailed, failure_of
 from fedalign.federation.messages import REPORT, Instruction
-from fedalign.federation.site import OpenSite, Site, restore_memories, save_memories
+from fedalign.federation.site import OpenSite, Site, hosted, restore_memories, save_memories
+from fedalign.federation.versions import check_versions
 
 Handle = Callable[[Message, Context], Message]
 
@@ -76,11 +76,12 @@ def make_client_app(open_site: OpenSite, state_path: Path | None = None, batchin
     @app.query("describe")
     @_discreetly
     def describe(message: Message, context: Context) -> Message:
+        # First, since a configuration of another version may not even be readable.
+        check_versions(message.content, "this node", "the server")
         site, _ = site_of(message, context)
-        hosted = [(info.name, info.role.value, info.stages) for info in _hosted(site, context)]
-        site.check(name for name, _, _ in hosted)
-        record = ConfigRecord({"clients": json.dumps(hosted)})
-        return _reply(message, RecordDict({REPORT: record}))
+        mine = hosted(site.data.clients, context.node_config)
+        site.check(info.name for info in mine)
+        return _reply(message, description_record(mine))
 
     @app.query("save")
     @_discreetly
@@ -124,14 +125,6 @@ def _discreetly(handle: Handle) -> Handle:
 def has_own_data(context: Context) -> bool:
     """Tell whether a node reads data that are its own, and not what the run's configuration names."""
     return "data-path" in context.node_config
-
-
-def _hosted(site: Site, context: Context) -> list[ClientInfo]:
-    """Return the node's own client when it is one partition of many, else every client of its data."""
-    clients = list(site.data.clients)
-    if has_own_data(context) or "partition-id" not in context.node_config:
-        return clients
-    return [clients[int(context.node_config["partition-id"])]]
 
 
 def _checkpoint_of(message: Message, context: Context, state_path: Path | None) -> tuple[Path | None, Instruction, str]:

@@ -18,9 +18,10 @@ from fedalign.contribution import State
 from fedalign.errors import RunFailed
 from fedalign.federation.aggregation import Aggregation
 from fedalign.federation.attendance import Attendance, ReplyBytes, no_bytes
+from fedalign.federation.bounded_grid import BoundedGrid
 from fedalign.federation.checkpoint import BEST, NEWEST, Checkpoint
 from fedalign.federation.custody import Custody, NoCustody
-from fedalign.federation.directory import ClientDirectory, discover
+from fedalign.federation.directory import discover
 from fedalign.federation.exchange import exchange
 from fedalign.federation.metric_values import means_by_group, means_of_all
 from fedalign.federation.node_memories import NodeMemories
@@ -28,6 +29,7 @@ from fedalign.federation.observer import Observer, PhasePlan, RoundReport
 from fedalign.federation.population import Everybody, Population
 from fedalign.federation.records import decode_tensors, encode_tensors
 from fedalign.federation.replies import Tally
+from fedalign.federation.roster import Roster
 from fedalign.federation.sampling import Sampler
 from fedalign.federation.secure.coordinator import SecureSumAborted
 from fedalign.federation.server_optimizer import ServerOptimizerSpec
@@ -56,7 +58,13 @@ class Federation:
     evaluate_every, checkpoint_every : int
         In rounds; the last round of a phase is always evaluated and saved.
     round_timeout, node_timeout : float
-        Seconds to wait for the replies of a round, and for nodes before the first round.
+        Seconds to wait for the replies of a round, and for nodes before the first round or when all have gone.
+    min_clients : int
+        A round to which fewer contribute is not applied.
+    lost_rounds : int
+        So many rounds in a row that are not applied end the run.
+    max_reply_mb : float
+        Largest reply that is accepted, in millions of bytes.
     """
 
     rounds: Annotated[int, Field(ge=0)]
@@ -67,6 +75,9 @@ class Federation:
     checkpoint_every: Annotated[int, Field(ge=1)]
     round_timeout: Annotated[float, Field(gt=0)]
     node_timeout: Annotated[float, Field(gt=0)]
+    min_clients: Annotated[int, Field(ge=1)]
+    lost_rounds: Annotated[int, Field(ge=1)]
+    max_reply_mb: Annotated[float, Field(gt=0)]
 
 
 @dataclass(frozen=True)
@@ -144,12 +155,13 @@ class Conductor:
     """Runs a job's phases one after another on a grid."""
 
     def __init__(self, job: Job, grid: Grid) -> None:
-        self.job, self.grid = job, grid
-        self._layered = job.custody.layer(grid)
-        self._memories = NodeMemories(grid, job.config, job.federation.round_timeout)
+        self.job, self.grid = job, BoundedGrid(grid, job.federation.max_reply_mb)
+        self._layered = job.custody.layer(self.grid)
+        self._memories = NodeMemories(self.grid, job.config, job.federation.round_timeout)
         self._stopped: dict[str, int] = {}
         self._attendance = Attendance()
         self._without_sum = 0
+        self._lost = 0
         self.outcome = Outcome()
         self._best: float | None = None
         self._began = time.perf_counter()
@@ -168,9 +180,12 @@ class Conductor:
         start = Checkpoint.load(job.checkpoints, NEWEST, job.method) if job.resume else None
         directory = discover(self.grid, job.config, job.nodes, settings.node_timeout)
         directory.check(job.phases, settings.sampler)
+        directory.check_least(job.phases, settings.min_clients)
         directory.check_cohorts(job.phases, settings.sampler, settings.aggregation)
         job.custody.begin(directory)
         self._attendance = Attendance.of(job.population, directory.training, job.seed, job.reply_bytes)
+        fixed = not isinstance(job.custody, NoCustody)
+        roster = Roster(self.grid, job.config, directory, settings.node_timeout, fixed)
         if start is not None:
             job.custody.restore(start.privacy, start.noise)
         plan = [PhasePlan(phase.name, phase.rounds) for phase in job.phases]
@@ -188,7 +203,7 @@ class Conductor:
                 self._memories.restore(start)
         self._count(start_s=time.perf_counter() - job.began)
         for index in range(start.phase if start else 0, len(job.phases)):
-            self._run_phase(index, directory, start if start and start.phase == index else None)
+            self._run_phase(index, roster, start if start and start.phase == index else None)
         self.outcome.privacy = self._statement()
         return self.outcome
 
@@ -196,12 +211,14 @@ class Conductor:
         told = self.job.custody.statement()
         return None if told is None else {**told, "stopped_after": dict(self._stopped) or None}
 
-    def _run_phase(self, index: int, directory: ClientDirectory, start: Checkpoint | None) -> None:
+    def _run_phase(self, index: int, roster: Roster, start: Checkpoint | None) -> None:
         job, settings, phase = self.job, self.job.federation, self.job.phases[index]
         stepper = settings.server_optimizer.build()
         strategy = SumStrategy(
-            phase, index, directory, settings.sampler, stepper, job.config, job.seed, job.custody, self._attendance
-        )
+            phase, index, roster.directory, settings.sampler, stepper, job.config, job.seed, job.custody,
+            self._attendance, settings.min_clients,
+        )  # fmt: skip
+        self._look_round(roster, strategy)
         if start is None:
             state = phase.initial(Streams(job.seed, phase.name), self.outcome.artefacts)
             first = 1
@@ -220,6 +237,7 @@ class Conductor:
             began = time.perf_counter()
             state, metrics = self._train(strategy, state, number)
             trained = strategy.tally
+            self._look_round(roster, strategy)
             last = not self._goes_on(strategy, state, number + 1)
             evaluated = last or number % settings.evaluate_every == 0
             if evaluated:
@@ -232,6 +250,12 @@ class Conductor:
                 self._checkpoint(strategy, state, number)
             self._count(save_s=time.perf_counter() - ended)
         self.outcome.artefacts[phase.name] = dict(state)
+
+    def _look_round(self, roster: Roster, strategy: SumStrategy) -> None:
+        """Let the strategy know who is there now."""
+        roster.refresh()
+        strategy.meet(roster.directory, roster.away)
+        self._memories.away = roster.away
 
     def _goes_on(self, strategy: SumStrategy, state: State, number: int) -> bool:
         """Tell whether a phase has a round ``number``, and the budget allows it."""
@@ -262,6 +286,7 @@ class Conductor:
             if strategy.tally.asked and not strategy.tally.updates:
                 reasons = strategy.tally.reasons or ["no reply in time"]
                 self._given_up(strategy, number, RunFailed(f"every client failed in every round: {reasons[0].strip()}"))
+            self._count_lost(strategy, number)
         except SecureSumAborted as error:
             # Nothing was seen of anybody, so the next round may do better.
             _log.warning("round %d of phase %s is given up: %s", number, strategy.phase.name, error)
@@ -285,6 +310,29 @@ class Conductor:
         name = strategy.phase.name
         metrics += [Metric(name, number, "server", None, key, float(value), 1.0) for key, value in facts.items()]
         return decode_tensors(updated) if updated is not None else state, metrics
+
+    def _count_lost(self, strategy: SumStrategy, number: int) -> None:
+        """Note a round to which too few contributed; some of them in a row end the run.
+
+        Raises
+        ------
+        RunFailed
+            If there were too many.
+        """
+        tally, settings = strategy.tally, self.job.federation
+        if not strategy.lost:
+            self._lost = 0
+            return
+        self._lost += 1
+        told = (
+            f"{tally.updates} of {tally.asked} clients contributed to round {number} of phase {strategy.phase.name}, "
+            f"fewer than federation.min_clients={settings.min_clients}"
+        )
+        if self._lost == settings.lost_rounds:
+            raise RunFailed(
+                f"{told}: {self._lost} such rounds in a row end the run; bring the nodes back and resume it"
+            )
+        _log.warning("%s: it is not applied", told)
 
     def _given_up(self, strategy: SumStrategy, number: int, error: RunFailed) -> None:
         """Count a round to which nobody added anything; a phase of such rounds is a failure."""

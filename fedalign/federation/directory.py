@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from fedalign.data.federated import ClientInfo, Role
 from fedalign.errors import RunFailed, UserError
 from fedalign.federation.aggregation import Aggregation
-from fedalign.federation.exchange import exchange
-from fedalign.federation.messages import DESCRIBE, INSTRUCTION, REPORT, Instruction
+from fedalign.federation.description import describe
 from fedalign.federation.sampling import Sampler
 from fedalign.methods.base import Needs, Participation, Phase
 
@@ -47,6 +44,28 @@ class ClientDirectory:
         known = sorted(clients, key=lambda client: client.name)
         training, unseen = ([c.name for c in known if c.role is role] for role in (Role.TRAIN, Role.UNSEEN))
         return cls(training, unseen, node_of or {}, {c.name: c.stages for c in known if c.stages})
+
+    def joined(self, clients: Iterable[ClientInfo], node: int) -> ClientDirectory:
+        """Return the directory with a node's clients in it; those that are known already have moved there."""
+        fresh = {client.name: client for client in clients}
+        known = [(name, Role.TRAIN) for name in self.training] + [(name, Role.UNSEEN) for name in self.unseen]
+        stay = [ClientInfo(name, role, self.stages.get(name, ())) for name, role in known if name not in fresh]
+        return ClientDirectory.of([*stay, *fresh.values()], {**self.node_of, **dict.fromkeys(fresh, node)})
+
+    def check_least(self, phases: Sequence[Phase[Any]], least: int) -> None:
+        """Refuse a minimum of contributions that a phase can never reach.
+
+        Raises
+        ------
+        UserError
+            Naming the phase.
+        """
+        for phase in phases:
+            clients = len(self.training_for(phase.stage))
+            if phase.rounds and clients < least:
+                raise UserError(
+                    f"federation.min_clients={least}: phase {phase.name!r} has {clients} training clients; lower it"
+                )
 
     def training_for(self, stage: str | None) -> list[str]:
         """Return the training clients that hold what a stage reads; None reads all of everybody's."""
@@ -133,28 +152,21 @@ def discover(grid: Grid, config: str, expected: int, timeout: float) -> ClientDi
     Raises
     ------
     RunFailed
-        If a node cannot answer, or two nodes claim the same client.
+        If a node cannot answer or runs another version, or two nodes claim the same client.
     """
     nodes = wait_for_nodes(grid, expected, timeout)
-    content = RecordDict({INSTRUCTION: Instruction(config).to_record()})
-    messages = [grid.create_message(content, DESCRIBE, node, "describe") for node in nodes]
-    replies = list(exchange(grid, messages, timeout))
+    told = [description.checked() for description in describe(grid, config, nodes, timeout)]
     node_of: dict[str, int] = {}
-    clients: list[ClientInfo] = []
-    for reply in replies:
-        if reply.has_error():
-            raise RunFailed(f"node {reply.metadata.src_node_id} cannot start: {reply.error.reason}")
-        for name, role, stages in json.loads(str(reply.content.config_records[REPORT]["clients"])):
-            if name in node_of:
-                raise RunFailed(
-                    f"client {name} is on two nodes; give each node its own partition or data, or a client-prefix in "
-                    "its node configuration"
-                )
-            node_of[name] = reply.metadata.src_node_id
-            clients.append(ClientInfo(name, Role(role), tuple(stages)))
-    if len(replies) < len(nodes):
-        raise RunFailed(f"{len(replies)} of {len(nodes)} nodes described themselves within {timeout:g} s")
-    directory = ClientDirectory.of(clients, node_of)
+    for name, node in ((client.name, description.node) for description in told for client in description.clients):
+        if name in node_of:
+            raise RunFailed(
+                f"client {name} is on two nodes; give each node its own partition or data, or a client-prefix in "
+                "its node configuration"
+            )
+        node_of[name] = node
+    if len(told) < len(nodes):
+        raise RunFailed(f"{len(told)} of {len(nodes)} nodes described themselves within {timeout:g} s")
+    directory = ClientDirectory.of([client for description in told for client in description.clients], node_of)
     if not directory.training:
         raise RunFailed("no node hosts a training client; check the partition's training groups")
     return directory

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from flwr.app import ConfigRecord, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from fedalign.errors import RunFailed
@@ -13,6 +14,9 @@ from fedalign.federation.exchange import exchange
 from fedalign.federation.messages import INSTRUCTION, REPORT, RESTORE, SAVE, Instruction
 
 _log = logging.getLogger(__name__)
+
+_GONE = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.CLIENT_APP_CRASHED, ErrorCode.MESSAGE_UNAVAILABLE)
+"""What Flower answers for a node whose machine or process has died."""
 
 
 class NodeMemories:
@@ -25,14 +29,31 @@ class NodeMemories:
         The resolved run configuration as JSON.
     timeout : float
         Seconds to wait for the nodes.
+
+    Attributes
+    ----------
+    away : frozenset of int
+        Nodes that are not to be asked.
     """
 
     def __init__(self, grid: Grid, config: str, timeout: float) -> None:
         self._grid, self._config, self._timeout = grid, config, timeout
+        self.away: frozenset[int] = frozenset()
 
     def save(self, phase: int, number: int) -> bool:
-        """Let the nodes save, and tell whether there was anything to."""
-        kept = [reply for reply in self._ask(SAVE, phase, number) if reply["kept"]]
+        """Let the nodes save, and tell whether there was anything to; one that is gone is named in the log.
+
+        Raises
+        ------
+        RunFailed
+            If a node is there and cannot save.
+        """
+        answers, broken, silent = self._ask(SAVE, phase, number)
+        if broken:
+            raise RunFailed(f"{SAVE} failed on {len(broken)} nodes; the first said: {broken[0]}")
+        for trouble in silent:
+            _log.warning("checkpoint after round %d lacks the memory of a node's clients: %s", number, trouble)
+        kept = [answer for answer in answers if answer["kept"]]
         if not all(reply["done"] for reply in kept):
             _log.warning("nodes without a state-path keep client memory in RAM only: this run cannot be resumed")
         return bool(kept)
@@ -45,20 +66,35 @@ class NodeMemories:
         RunFailed
             If a node has nothing saved of it.
         """
-        lost = sum(not reply["done"] for reply in self._ask(RESTORE, start.phase, start.round))
+        answers, broken, silent = self._ask(RESTORE, start.phase, start.round)
+        if broken or silent:
+            reasons = [*broken, *silent]
+            raise RunFailed(f"{RESTORE} failed on {len(reasons)} nodes; the first said: {reasons[0]}")
+        lost = sum(not answer["done"] for answer in answers)
         if lost:
             raise RunFailed(
                 f"{lost} nodes have no saved client memory of checkpoint {start.tag}; resume on the engine the run "
                 "was started with, and give deployed nodes a state-path in their node configuration"
             )
 
-    def _ask(self, what: str, phase: int, number: int) -> list[ConfigRecord]:
-        """Send one query to every node and return the answers; a node that fails is an error."""
+    def _ask(self, what: str, phase: int, number: int) -> tuple[list[ConfigRecord], list[str], list[str]]:
+        """Send one query to every node that is there; return answers, what nodes could not do, and who said nothing."""
         content = RecordDict({INSTRUCTION: Instruction(self._config, phase, number).to_record()})
-        nodes = sorted(self._grid.get_node_ids())
+        nodes = sorted(set(self._grid.get_node_ids()) - self.away)
         messages = [self._grid.create_message(content, what, node, f"{phase}-{number}") for node in nodes]
-        replies = list(exchange(self._grid, messages, self._timeout))
-        broken = [str(reply.error.reason) for reply in replies if reply.has_error()]
-        if broken:
-            raise RunFailed(f"{what} failed on {len(broken)} nodes; the first said: {broken[0].strip()}")
-        return [reply.content.config_records[REPORT] for reply in replies]
+        answers: list[ConfigRecord] = []
+        broken: list[str] = []
+        silent = {node: f"node {node}: no answer within {self._timeout:g} s" for node in nodes}
+        for reply in exchange(self._grid, messages, self._timeout):
+            node = reply.metadata.src_node_id
+            if not reply.has_error():
+                answers.append(reply.content.config_records[REPORT])
+                silent.pop(node, None)
+                continue
+            told = f"node {node}: {str(reply.error.reason).strip()}"
+            if reply.error.code in _GONE:
+                silent[node] = told
+            else:
+                broken.append(told)
+                silent.pop(node, None)
+        return answers, broken, list(silent.values())

@@ -122,6 +122,9 @@ class ReplyReader:
         self._tally.waited_s += time.perf_counter() - waiting
         for reason in self._tally.reasons:
             _log.warning("%s: %s", self._what, reason)
+        missing = sorted(self._asked - self._heard)
+        if missing:
+            _log.warning("%s: nothing to add from %s", self._what, ", ".join(missing))
 
     def check_answered(self) -> None:
         """Refuse an exchange that reached somebody and nobody answered.

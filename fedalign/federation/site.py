@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fedalign.compression.base import Compression, NoCompression
-from fedalign.data.federated import FederatedData, Role
+from fedalign.data.federated import ClientInfo, FederatedData, Role
 from fedalign.errors import DataError, UserError
 from fedalign.federation.records import decode_tensors, encode_tensors
 from fedalign.methods.base import Phase
@@ -93,6 +93,22 @@ class Site:
                 check_apart(self.phases, local.unit, client, shard)
         if local is not None and isinstance(self.privacy, Protection) and self.privacy.delta is not None:
             check_enough(self.privacy.delta, local.unit, units)
+
+
+def hosted(clients: Sequence[ClientInfo], node_config: Mapping[str, Any]) -> list[ClientInfo]:
+    """Return which clients a node hosts: all of its own data, or its share of data that every node sees.
+
+    Parameters
+    ----------
+    clients : sequence of ClientInfo
+    node_config : mapping
+        With ``data-path`` the data are the node's own. Otherwise ``partition-id`` of ``num-partitions`` says which
+        share it hosts: every so-manieth client from there on.
+    """
+    if "data-path" in node_config or "partition-id" not in node_config:
+        return list(clients)
+    first = int(node_config["partition-id"])
+    return list(clients[first :: int(node_config.get("num-partitions", len(clients)))])
 
 
 def units_of(phase: Phase[Any], unit: Unit, shard: Any) -> Sequence[str]:

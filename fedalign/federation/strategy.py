@@ -50,11 +50,15 @@ class SumStrategy(Strategy):
         Guards what is released; None promises nothing.
     attendance : Attendance or None
         Says who comes; None has everybody come.
+    least : int
+        A round to which fewer clients contribute is not applied.
 
     Attributes
     ----------
     aggregation : Aggregation
         How replies become one, and what one may hold.
+    lost : bool
+        Whether the last round had too few contributions.
     """
 
     aggregation: Aggregation = Mean(client_weight=None, client_norm=None, client_scalars=100_000)
@@ -70,11 +74,13 @@ class SumStrategy(Strategy):
         seed: int,
         custody: Custody | None = None,
         attendance: Attendance | None = None,
+        least: int = 1,
     ) -> None:
         self.attendance = Attendance() if attendance is None else attendance
         self.custody = NoCustody() if custody is None else custody
         self.phase, self.index, self.directory = phase, index, directory
         self.sampler, self.optimizer, self.config, self.seed = sampler, optimizer, config, seed
+        self.least, self.lost = least, False
         self.tally = Tally()
         self.train_sums: list[MetricSum] = []
         self.evaluation_sums: list[MetricSum] = []
@@ -84,10 +90,16 @@ class SumStrategy(Strategy):
         self._terms = Terms()
         self._cohort: tuple[int, list[str]] = (0, [])
         self._asked: frozenset[str] = frozenset()
+        self._away: frozenset[int] = frozenset()
 
     def summary(self) -> None:
         """Log what the strategy runs."""
         _log.info("phase %s: %d training clients", self.phase.name, len(self._training))
+
+    def meet(self, directory: ClientDirectory, away: frozenset[int]) -> None:
+        """Hear who takes part from the next exchange on, and which of their nodes are not to be asked."""
+        self.directory, self._away = directory, away
+        self._training = directory.training_for(self.phase.stage)
 
     def cohort(self, server_round: int) -> list[str]:
         """Return the clients of a round; a function of seed, phase and round, unless the cohort is to be a secret."""
@@ -144,9 +156,12 @@ class SumStrategy(Strategy):
                 single[report.clients[0]] = contribution
 
         reader.read(replies, take)
+        self.lost = False
         if not self.custody.releases_always:
             reader.check_answered()
-            if not self.tally.updates:
+            # A simulated population may be asleep for many rounds, which costs nothing where no minimum is asked for.
+            self.lost = self.least > 1 and self.tally.asked > 0 and self.tally.updates < self.least
+            if self.lost or not self.tally.updates:
                 return self._arrays, None
         cohort = self.cohort(server_round)
         # In the order of the clients, whatever node they came from and when.
@@ -240,6 +255,9 @@ class SumStrategy(Strategy):
         ]
         messages = []
         for node, batch in batches:
+            if node in self._away:
+                self.tally.reasons.append(f"{', '.join(batch)}: node {node} is gone")
+                continue
             instruction = Instruction(self.config, self.index, server_round, tuple(batch), self._terms)
             content = RecordDict({STATE: arrays, INSTRUCTION: instruction.to_record()})
             messages.append(grid.create_message(content, kind, node, str(server_round)))

@@ -235,7 +235,7 @@ class Guarded:
         every = self.evaluate_every
         evaluations = sum(1 + p.rounds // every + (p.rounds % every > 0) for p in self.phases)
         self.keeper = custodian(self.privacy, self.phases, self.sampler, self.metrics, evaluations, self.journal)
-        federation = Federation(9, self.sampler, FedAvg(1.0), MEAN, every, self.checkpoint_every, 9.0, 1.0)
+        federation = Federation(9, self.sampler, FedAvg(1.0), MEAN, every, self.checkpoint_every, 9.0, 1.0, 1, 3, 100.0)
         nodes = len(self.clients) if self.separate else 1
         job = Job(
             "toy", "train/closeness", self.phases, federation, SEED, "{}", nodes, self.folder, [self.listener], resume,

@@ -133,7 +133,7 @@ def test_so_it_is_without_a_guarantee(tmp_path: Path, needs: Needs) -> None:
     from fedalign.federation.server_optimizer import FedAvg
 
     guarded = Guarded(tmp_path, NoPrivacy(), [phase])  # type: ignore[arg-type]
-    federation = Federation(9, guarded.sampler, FedAvg(1.0), MEAN, 4, 4, 9.0, 1.0)
+    federation = Federation(9, guarded.sampler, FedAvg(1.0), MEAN, 4, 4, 9.0, 1.0, 1, 3, 100.0)
     asleep = population(devices=Shifts(always=False), start_hour=0.997)
     job = Job("toy", "x", [phase], federation, 5, "{}", 1, tmp_path, [guarded.listener], False, population=asleep)
     outcome = Conductor(job, guarded.grid()).run()

@@ -32,6 +32,7 @@ from fedalign.federation.messages import (
 )
 from fedalign.federation.records import decode_contribution, encode_tensors
 from fedalign.federation.site import Site, load_memory
+from fedalign.federation.versions import VERSIONS, versions_record
 from fedalign.methods.base import Memory
 from fedalign.metrics.record import MetricSum, decode
 from fedalign.rng import Streams
@@ -48,6 +49,8 @@ def ask(
     content = RecordDict({INSTRUCTION: Instruction("{}", 0, round, tuple(clients)).to_record()})
     if kind in (TRAIN, EVALUATE):
         content[STATE] = encode_tensors(START if state is None else state)
+    if kind == DESCRIBE:
+        content[VERSIONS] = versions_record()
     (number,) = list(grid.get_node_ids())[:1]
     (reply,) = grid.send_and_receive([grid.create_message(content, kind, number, str(round))])
     return reply
@@ -147,6 +150,9 @@ def test_a_single_reply_keeps_its_precision_and_a_sum_is_double() -> None:
         ({}, ["ada", "bob", "cid", "dee", "uma"]),
         ({"partition-id": 1}, ["bob"]),
         ({"partition-id": 4}, ["uma"]),
+        ({"partition-id": 0, "num-partitions": 2}, ["ada", "cid", "uma"]),
+        ({"partition-id": 1, "num-partitions": 2}, ["bob", "dee"]),
+        ({"partition-id": 5, "num-partitions": 6}, []),
         ({"partition-id": 1, "data-path": "here.jsonl"}, ["ada", "bob", "cid", "dee", "uma"]),
     ],
 )

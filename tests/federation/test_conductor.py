@@ -72,7 +72,7 @@ class World:
 
     def job(self, resume: bool = False) -> Job:
         federation = Federation(
-            9, self.sampler, self.server, MEAN, self.evaluate_every, self.checkpoint_every, 9.0, 1.0
+            9, self.sampler, self.server, MEAN, self.evaluate_every, self.checkpoint_every, 9.0, 1.0, 1, 3, 100.0
         )
         return Job("toy", self.selection, self.phases, federation, 5, "{}", 1, self.folder, [self.listener], resume)
 

@@ -112,7 +112,7 @@ class Evaluated(Halfway):
 def test_a_phase_chooses_who_evaluates_it(tmp_path: Path, roles: Sequence[Role], groups: set[str]) -> None:
     phase = Evaluated(*roles, rounds=1)
     grid = grid_of(opener([phase]))
-    federation = Federation(1, FractionSampler(1.0), FedAvg(1.0), MEAN, 1, 1, 9.0, 1.0)
+    federation = Federation(1, FractionSampler(1.0), FedAvg(1.0), MEAN, 1, 1, 9.0, 1.0, 1, 3, 100.0)
     outcome = Conductor(Job("toy", "x", [phase], federation, 5, "{}", 1, tmp_path, [], False), grid).run()
     assert outcome.counters["rounds"] == 1
     assert len(phase.streams) == 4 + 2 * len(groups)
@@ -283,7 +283,7 @@ class Half(Halfway):
 
 
 def conducted(folder: Path, phase: Halfway, resume: bool = False) -> tuple[State, Mapping[str, float]]:
-    federation = Federation(1, FractionSampler(1.0), FedAvg(1.0), MEAN, 1, 1, 9.0, 1.0)
+    federation = Federation(1, FractionSampler(1.0), FedAvg(1.0), MEAN, 1, 1, 9.0, 1.0, 1, 3, 100.0)
     grid = grid_of(opener([phase]), node(1))
     outcome = Conductor(Job("toy", "x", [phase], federation, 5, "{}", 1, folder, [], resume), grid).run()
     return outcome.artefacts["halfway"], outcome.counters
@@ -314,7 +314,7 @@ class Wire(InProcessGrid):
 def test_what_travels_between_processes_is_the_same(tmp_path: Path) -> None:
     phase = Half()
     inner = grid_of(opener([phase]), node(1))
-    federation = Federation(1, FractionSampler(1.0), FedAvg(1.0), MEAN, 1, 1, 9.0, 1.0)
+    federation = Federation(1, FractionSampler(1.0), FedAvg(1.0), MEAN, 1, 1, 9.0, 1.0, 1, 3, 100.0)
     job = Job("toy", "x", [phase], federation, 5, "{}", 1, tmp_path / "wire", [], False)
     outcome = Conductor(job, Wire(inner.client_app, inner.contexts)).run()
     state, counted = conducted(tmp_path / "direct", Half())

@@ -100,7 +100,7 @@ class World:
 
     @property
     def federation(self) -> Federation:
-        return Federation(1, self.sampler, FedAvg(1.0), MEAN, 1, 1, 9.0, 1.0)
+        return Federation(1, self.sampler, FedAvg(1.0), MEAN, 1, 1, 9.0, 1.0, 1, 3, 100.0)
 
     def custody(self) -> Custodian:
         """Return what guards the run, as a run makes it."""
