@@ -15,8 +15,6 @@ from rich.console import Console
 from fedalign import __version__
 from fedalign.errors import RunFailed, UserError
 
-_RESUME = "resume="
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code: 0, 2 for a user's mistake, 1 for a run that failed, 130 for Ctrl-C."""
@@ -59,6 +57,8 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("-w", "--watch", action="store_true", help="until it ends; exit code 1 if it does not end well")
     status.add_argument("--json", action="store_true", dest="as_json", help="with --watch a line a change")
     status.set_defaults(command=_status)
+
+    _add_deploy(commands.add_parser("deploy", parents=[common], help="a federation of real Flower processes"))
 
     listing = commands.add_parser("list", parents=[common], help="what there is to choose from")
     listing.add_argument("group", nargs="?", help="methods, data, engines, partitions, ...")
@@ -138,27 +138,50 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_deploy(deploy: argparse.ArgumentParser) -> None:
+    deploy.add_argument("overrides", nargs="*", help="of the run, as for fedalign run")
+    where = deploy.add_mutually_exclusive_group(required=True)
+    where.add_argument("--sites", help="names of the sites, with commas: write all that a federation of them needs")
+    where.add_argument("--local", type=int, metavar="N", help="run on N sites on this machine, then take them down")
+    deploy.add_argument("--output", type=Path, metavar="DIR", help="the federation's directory; must not exist")
+    deploy.add_argument(
+        "--server-address", default="127.0.0.1:8000", metavar="HOST:PORT",
+        help="where sites reach the server (127.0.0.1:8000); with --sites",
+    )  # fmt: skip
+    deploy.set_defaults(command=_deploy)
+
+
+def _deploy(given: argparse.Namespace) -> None:
+    from fedalign import sweep
+    from fedalign.deployment import commands
+
+    console = Console()
+    if given.local is None:
+        commands.write(console, given.overrides, given.sites.split(","), given.server_address, given.output)
+    else:
+        sweep.show(console, commands.run(console, given.overrides, given.local, given.output))
+
+
 def _run(given: argparse.Namespace) -> None:
     from fedalign import run, sweep
     from fedalign.config import parse, resolve
 
     console = Console()
-    resumed = [o.removeprefix(_RESUME) for o in given.overrides if o.startswith(_RESUME)]
-    others = [o for o in given.overrides if not o.startswith(_RESUME)]
-    if resumed and (others or given.multirun or len(resumed) > 1):
+    resumed = run.resumed_directory(given.overrides)
+    if resumed and (given.multirun or given.print_config):
         raise UserError("resume=DIR goes on under the run's own configuration; give it alone")
     if given.profile and (given.multirun or given.print_config):
         raise UserError("--profile is of one run that is carried out; leave -m and --print-config out")
     if given.print_config:
-        resolved = resolve(others)
+        resolved = resolve(given.overrides)
         parse(resolved)
         console.print_json(json.dumps(resolved))
     elif resumed:
-        sweep.show(console, run.resume(Path(resumed[0])), given.profile)
+        sweep.show(console, run.resume(resumed), given.profile)
     elif given.multirun:
-        sweep.run_all(console, others)
+        sweep.run_all(console, given.overrides)
     else:
-        sweep.show(console, run.start(others), given.profile)
+        sweep.show(console, run.start(given.overrides), given.profile)
 
 
 def _status(given: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -183,6 +184,36 @@ def test_resume(tmp_path: Path, trained: Path, capsys: pytest.CaptureFixture[str
     shutil.copytree(trained, tmp_path / "again")
     assert main(["run", "resume=again"]) == 0
     assert "alignment_score" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sites", "a,a", "--output", "f"], "'a' is there 2 times"),
+        (["--sites", "a,B", "--output", "f"], "'B' cannot name a site"),
+        (["--sites", "a"], "--output is missing"),
+        (["--sites", "a", "--output", "taken"], "--output=taken exists"),
+        (["--sites", "a", "--output", "f", "--server-address", "here"], "--server-address=here"),
+        (["--sites", "a", "--output", "f", "federation.round=1"], "unknown key federation.round"),
+        (["--local", "0"], "--local=0"),
+        (["--local", "2", "--output", "taken"], "--output=.*taken exists"),
+        (["--local", "2", "--output", "f", "output=taken"], "output=.*taken: the directory is not empty"),
+    ],
+)
+def test_a_deployment_that_cannot_be_is_refused_and_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "mine").touch()
+    assert main(["deploy", *arguments, *([] if "=" in arguments[-1] else TINY)]) == 2
+    assert re.search(message, one_line(capsys))
+    assert sorted(path.name for path in tmp_path.rglob("*") if "cache" not in path.parts) == ["mine", "taken"]
+
+
+def test_deploy_writes_a_federation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["deploy", "--sites", "a,b", "--output", "f", "--server-address", "fed.example.org:8443", *TINY]) == 0
+    assert "2 sites, server fed.example.org:8443; next: f/README.md" in capsys.readouterr().out
+    assert (tmp_path / "f" / "sites" / "b" / "start.sh").is_file()
 
 
 def test_multirun(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

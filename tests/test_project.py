@@ -125,7 +125,7 @@ def test_built_distributions_carry_everything(tmp_path):
     (sdist,) = tmp_path.glob("*.tar.gz")
     installed = set(zipfile.ZipFile(wheel).namelist())
     assert {f"fedalign/conf/{path.relative_to(ROOT / 'conf').as_posix()}" for path in CONFIGS} <= installed
-    assert "fedalign/py.typed" in installed
+    assert {"fedalign/py.typed", "fedalign/deployment/templates/run.sh"} <= installed
     assert not any(name.startswith(("tests/", "simulations/", "conf/")) for name in installed)
     with tarfile.open(sdist) as archive:
         shipped = {name.partition("/")[2] for name in archive.getnames()}
