@@ -89,8 +89,9 @@ def load_parameters(network: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def _assign(parameters: Mapping[str, nn.Parameter], state: Mapping[str, Tensor]) -> None:
-    with torch.no_grad():
-        torch._foreach_copy_(list(parameters.values()), [state[name] for name in parameters])
+    if parameters:
+        with torch.no_grad():
+            torch._foreach_copy_(list(parameters.values()), [state[name] for name in parameters])
 
 
 def train(

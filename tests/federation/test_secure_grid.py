@@ -31,6 +31,7 @@ from fedalign.federation.secure.coordinator import SecureSumAborted
 from fedalign.federation.secure.letters import KEYS, LETTERS, MASKED, SHARES, UNMASK, read_letters, write_letters
 from fedalign.federation.secure_grid import SUM, SecureSumGrid
 from fedalign.federation.vectors import WordCode
+from fedalign.federation.versions import VERSIONS, versions_record
 from fedalign.privacy.distributed import Skellam
 from fedalign.privacy.metric_release import SummedMetrics, WithheldMetrics
 from fedalign.privacy.rounding import Rounding
@@ -367,7 +368,8 @@ def test_other_messages_pass_and_so_do_none(tmp_path: Path) -> None:
     spy = Lossy(world(tmp_path).grid())
     grid = SecureSumGrid(spy, WordCode(SECAGG, None), SEED)
     assert list(grid.send_and_receive([])) == []
-    ask = grid.create_message(RecordDict({INSTRUCTION: Instruction("{}").to_record()}), "query.describe", 100, "1")
+    content = RecordDict({INSTRUCTION: Instruction("{}").to_record(), VERSIONS: versions_record()})
+    ask = grid.create_message(content, "query.describe", 100, "1")
     (reply,) = grid.send_and_receive([ask])
     assert "clients" in reply.content.config_records[REPORT]
     assert sorted(grid.get_node_ids()) == sorted(spy.get_node_ids())

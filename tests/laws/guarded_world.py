@@ -15,6 +15,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 from torch import Tensor, nn
 
+from fedalign.compression.base import NoCompression
 from fedalign.config import parse, resolve
 from fedalign.contribution import WEIGHT, Contribution, State
 from fedalign.data.federated import Kind
@@ -24,6 +25,7 @@ from fedalign.federation.client_app import make_client_app
 from fedalign.federation.conductor import Conductor, Federation, Job, Outcome
 from fedalign.federation.custodian import Custodian
 from fedalign.federation.directory import ClientDirectory
+from fedalign.federation.population import Everybody
 from fedalign.federation.records import decode_contribution
 from fedalign.federation.sampling import FractionSampler, Sampler
 from fedalign.federation.secure.settings import SecAgg
@@ -107,7 +109,13 @@ class World:
         method = SimpleNamespace(name="toy", kind=Kind.SURVEY, headline="train/closeness", selection="train/closeness")
         layout = SimpleNamespace(disjoint=False)
         config: Any = SimpleNamespace(
-            privacy=self.privacy, method=method, federation=self.federation, seed=5, partition=layout
+            privacy=self.privacy,
+            method=method,
+            federation=self.federation,
+            seed=5,
+            partition=layout,
+            population=Everybody(),
+            compression=NoCompression(),
         )
         journal = None if self.folder is None else self.folder / "ledger.json"
         made = custody_of(config, self.phases, journal, checked=False)
