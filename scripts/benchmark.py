@@ -168,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _task(name: str, given: argparse.Namespace) -> Task:
     """Return a piece of work; a few rounds of a survey network take about as long as many of a classifier."""
     if name in SURVEYS:
-        return Survey(name, rounds=max(3, given.rounds // 4), threads=given.threads)
+        return Survey(name, rounds=max(4, given.rounds // 4), threads=given.threads)
     return Work(name, rounds=given.rounds, threads=given.threads)
 
 
@@ -178,14 +178,14 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     usual = [name for name in works if name != "1M"]
     parser.add_argument("--work", nargs="+", choices=works, default=usual, help="default: all but 1M")
     parser.add_argument("--engines", nargs="+", choices=every, default=every, help="beside the bare loop")
-    parser.add_argument("--rounds", type=int, default=20, help="rounds; the last is not timed (default 20)")
+    parser.add_argument("--rounds", type=int, default=20, help="rounds; first and last are not timed (default 20)")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each, interleaved (default 3)")
     parser.add_argument("--threads", type=int, default=1, help="PyTorch threads (default 1)")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="write every number")
     parser.add_argument("--page", type=Path, metavar="FILE.md", help="put the tables between the page's marks")
     given = parser.parse_args(arguments)
-    if given.rounds < 3 or given.repeats < 1 or given.threads < 1:
-        parser.error("--rounds must be 3 or more, --repeats and --threads 1 or more")
+    if given.rounds < 4 or given.repeats < 1 or given.threads < 1:
+        parser.error("--rounds must be 4 or more, --repeats and --threads 1 or more")
     return given
 
 

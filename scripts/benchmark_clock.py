@@ -1,4 +1,4 @@
-"""When an engine is up and when each of its rounds ends, as an observer of a run."""
+"""When each round of a run ends, as an observer of it."""
 
 from __future__ import annotations
 
@@ -11,24 +11,22 @@ from fedalign.federation.observer import PhasePlan, RoundReport
 
 @dataclass
 class Stopwatch:
-    """Notes the time when the engine is up and after every round, from round 0, the evaluation before the first.
+    """Notes the time after every round, from round 0, the evaluation before the first.
 
     Parameters
     ----------
-    began, started : float
-        When the engine was called, and when it had found its nodes.
+    began : float
+        When the engine was called.
     wall, cpu : list of float
         Wall time and this process's CPU time in seconds at the end of each round.
     """
 
     began: float = field(default_factory=time.perf_counter)
-    started: float = 0.0
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
 
     def run_started(self, plan: Sequence[PhasePlan], resumed_after: tuple[str, int] | None) -> None:
-        """Note that the engine is up."""
-        self.started = time.perf_counter()
+        """Do nothing."""
 
     def round_ended(self, report: RoundReport) -> None:
         """Note the end of a round."""
@@ -39,13 +37,13 @@ class Stopwatch:
 
     def tick(self) -> None:
         """Note the time."""
-        if not self.started:
-            self.started = time.perf_counter()
         self.wall.append(time.perf_counter())
         self.cpu.append(time.process_time())
 
     def per_update(self, clock: Sequence[float], updates: int) -> float:
-        """Return milliseconds per client-update over all rounds but the last, after which engines save.
+        """Return milliseconds per client-update over all rounds but the first and the last.
+
+        In the first, workers are still starting; after the last, engines evaluate and save.
 
         Parameters
         ----------
@@ -54,4 +52,9 @@ class Stopwatch:
         updates : int
             Of one round.
         """
-        return 1e3 * (clock[-2] - clock[0]) / (updates * (len(clock) - 2))
+        return 1e3 * (clock[-2] - clock[1]) / (updates * (len(clock) - 3))
+
+    @property
+    def start_s(self) -> float:
+        """Seconds from the call of the engine to the end of the first round, without what a later round takes."""
+        return self.wall[1] - self.began - (self.wall[-2] - self.wall[1]) / (len(self.wall) - 3)

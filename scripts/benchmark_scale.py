@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--network", choices=list(NETWORKS), default="1M")
     parser.add_argument("--clients", type=int, default=10_000)
     parser.add_argument("--cohort", type=int, default=1_000)
-    parser.add_argument("--rounds", type=int, default=3, help="rounds; the last is not timed (default 3)")
+    parser.add_argument("--rounds", type=int, default=4, help="rounds; first and last are not timed (default 4)")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="write every number")
     parser.add_argument("--page", type=Path, metavar="FILE.md", help="put the table between the page's marks")
     parser.add_argument("--one", nargs=2, metavar=("ENGINE", "WORK"), help=argparse.SUPPRESS)
@@ -108,8 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.one is not None:
         print(json.dumps(measure_here(given.one[0], Work.of(given.one[1]))))
         return 0
-    if given.rounds < 3 or not 1 <= given.cohort <= given.clients:
-        parser.error("--rounds must be 3 or more, --cohort between 1 and --clients")
+    if given.rounds < 4 or not 1 <= given.cohort <= given.clients:
+        parser.error("--rounds must be 4 or more, --cohort between 1 and --clients")
     work = Work(given.network, given.clients, given.cohort, given.rounds)
     machine = environment(0)
     report: dict[str, Any] = {

@@ -53,7 +53,7 @@ class Task(Protocol):
 
     @property
     def rounds(self) -> int:
-        """How many rounds there are; the last one is not timed, since engines evaluate and save after it."""
+        """How many rounds there are; the first and last are not timed: workers start, engines save."""
 
     @property
     def threads(self) -> int:
@@ -87,7 +87,7 @@ class Measurement:
     wall_ms, cpu_ms : float
         Per client-update; ``cpu_ms`` counts this process alone.
     start_s : float
-        From the call to the first message.
+        From the call to the end of the first round, without what a later round takes.
     weights : State
         After the last round.
     """
@@ -99,7 +99,7 @@ class Measurement:
 
 
 def measure(task: Task, run: Callable[[Task, Stopwatch], State]) -> Measurement:
-    """Run the work once and time all its rounds but the last.
+    """Run the work once and time all its rounds but the first and the last.
 
     Parameters
     ----------
@@ -113,7 +113,7 @@ def measure(task: Task, run: Callable[[Task, Stopwatch], State]) -> Measurement:
     clock = Stopwatch()
     weights = run(task, clock)
     wall, cpu = (clock.per_update(times, task.updates) for times in (clock.wall, clock.cpu))
-    return Measurement(wall, cpu, clock.started - clock.began, weights)
+    return Measurement(wall, cpu, clock.start_s, weights)
 
 
 def run_bare(task: Task, clock: Stopwatch) -> State:

@@ -105,9 +105,10 @@ def only(letters: Mapping[str, Fields] | None, clients: Sequence[str]) -> Mappin
 def cut(clients: Sequence[str], workers: int, largest: int) -> list[tuple[str, ...]]:
     """Cut a cohort into runs of clients: long ones first, short ones at the end, so that workers finish together.
 
-    A run is at most ``largest`` clients and at most a worker's half share of those who are left. It depends on nothing
-    but the cohort and the settings, and so the sums do not depend on which worker was free when ("guided
-    self-scheduling", Polychronopoulos and Kuck 1987, with fixed runs).
+    A run is at most ``largest`` clients and at most a worker's half share of those who are left; a single worker has
+    nobody to finish with, and gets runs of equal length. They depend on nothing but the cohort and the settings, and so
+    the sums do not depend on which worker was free when ("guided self-scheduling", Polychronopoulos and Kuck 1987, with
+    fixed runs).
 
     Parameters
     ----------
@@ -117,7 +118,9 @@ def cut(clients: Sequence[str], workers: int, largest: int) -> list[tuple[str, .
     """
     runs, at = [], 0
     while at < len(clients):
-        size = max(1, min(largest, -(-(len(clients) - at) // (2 * workers))))
+        left = len(clients) - at
+        share = -(-left // -(-left // largest)) if workers == 1 else -(-left // (2 * workers))
+        size = max(1, min(largest, share))
         runs.append(tuple(clients[at : at + size]))
         at += size
     return runs

@@ -64,13 +64,18 @@ def train_stacked(
     stack.start(state, len(memories))
     optimizer = _StackedOptimizer(stack, settings, memories, personal)
     sums = torch.zeros(len(memories), dtype=torch.float64)
+    plain = settings.optimizer == "sgd" and not settings.proximal_mu and settings.max_grad_norm is None
     for step in range(settings.steps):
-        optimizer.clear()
+        rate = settings.learning_rate(steps_before + step, total_steps)
+        stack.begin_step(rate if plain else None)
+        for parameter in personal:
+            parameter.grad = None
         values = losses(step)
         values.sum().backward()  # type: ignore[no-untyped-call]
         sums += values.detach().cpu()
         _shape_gradients(stack, state, settings)
-        optimizer.step(settings.learning_rate(steps_before + step, total_steps))
+        optimizer.step(rate)
+    stack.begin_step(None)
     failures = {i: loss_failure(value) for i, value in enumerate(sums.tolist()) if not math.isfinite(value)}
     if settings.optimizer_state == "persist":
         optimizer.remember([place for place in range(len(memories)) if place not in failures])
@@ -98,13 +103,10 @@ class _StackedOptimizer:
         for name, moments in kept.items():
             self._put(name, moments)
 
-    def clear(self) -> None:
-        """Forget the gradients of the step before."""
-        for parameter in [*self._stack.parameters.values(), *self._personal]:
-            parameter.grad = None
-
     def step(self, rate: float) -> None:
-        """Take a step along the gradients."""
+        """Take a step along the gradients; where there are none, layers have taken theirs on the way back."""
+        if all(parameter.grad is None for parameter in [*self._stack.parameters.values(), *self._personal]):
+            return
         if self._apart:
             for name, parameter in self._stack.parameters.items():
                 for place, part in enumerate(self._parts[name]):

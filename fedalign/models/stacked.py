@@ -21,37 +21,54 @@ class _Affine(torch.autograd.Function):
     """A product with each copy's weights, whose gradients come in the layout of the weights.
 
     PyTorch's own gradient of a product with a transposed weight is a transposed one, which costs a copy and slow steps.
+    Where the layer may, it takes its plain step on the way back, and no gradient is ever written.
     """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, layer: StackedLinear) -> Tensor:
         ctx.save_for_backward(rows, weight)
+        ctx.layer = layer
+        layer.uses += 1
         if bias is None:
             return torch.bmm(rows, weight.transpose(1, 2))
         return torch.baddbmm(bias.unsqueeze(1), rows, weight.transpose(1, 2))
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, Tensor, Tensor | None]:
-        (gradient,), (rows, weight) = gradients, ctx.saved_tensors
-        return (
-            torch.bmm(gradient, weight) if ctx.needs_input_grad[0] else None,
-            torch.bmm(gradient.transpose(1, 2), rows),
-            gradient.sum(1) if ctx.needs_input_grad[2] else None,
-        )
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        (gradient,), (rows, weight), layer = gradients, ctx.saved_tensors, ctx.layer
+        below = torch.bmm(gradient, weight) if ctx.needs_input_grad[0] else None
+        if layer.rate is not None and layer.uses == 1:
+            layer.weight.data.baddbmm_(gradient.transpose(1, 2), rows, alpha=-layer.rate)
+            if layer.bias is not None:
+                layer.bias.data.sub_(gradient.sum(1), alpha=layer.rate)
+            return below, None, None, None
+        of_bias = gradient.sum(1) if ctx.needs_input_grad[2] else None
+        return below, torch.bmm(gradient.transpose(1, 2), rows), of_bias, None
 
 
 class StackedLinear(nn.Module):
-    """A linear layer a copy: weights of shape (copies, out, in), inputs of shape (copies, ..., in)."""
+    """A linear layer a copy: weights of shape (copies, out, in), inputs of shape (copies, ..., in).
+
+    Attributes
+    ----------
+    rate : float or None
+        Size of the plain gradient step that the layer takes by itself in a backward pass, if it was used once in the
+        forward pass; None takes none, and leaves gradients.
+    uses : int
+        How often it was used since `Stack.begin_step`.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight)
         self.bias = None if bias is None else nn.Parameter(bias)
+        self.rate: float | None = None
+        self.uses = 0
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layers' outputs, shape (copies, ..., out)."""
         rows = x.reshape(len(x), -1, x.shape[-1])
-        out: Tensor = _Affine.apply(rows, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        out: Tensor = _Affine.apply(rows, self.weight, self.bias, self)  # type: ignore[no-untyped-call]
         return out.view(*x.shape[:-1], out.shape[-1])
 
 
@@ -107,6 +124,17 @@ class Stack:
             for name, _ in self.network.named_parameters()
         }
         self.parameters: dict[str, nn.Parameter] = {}
+        self._linear = [module for module in self.network.modules() if isinstance(module, StackedLinear)]
+
+    def begin_step(self, rate: float | None) -> None:
+        """Forget gradients; with a rate, let linear layers take plain steps of that size in the next backward pass.
+
+        Those that cannot, and all other parameters, are left with gradients.
+        """
+        for parameter in self.parameters.values():
+            parameter.grad = None
+        for layer in self._linear:
+            layer.rate, layer.uses = rate, 0
 
     def start(self, state: Mapping[str, Tensor], copies: int) -> None:
         """Let ``copies`` copies begin at the tensors of a state, each of them of its own."""

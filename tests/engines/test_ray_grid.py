@@ -33,6 +33,7 @@ from fedalign.federation.messages import (
     NodeReport,
 )
 from fedalign.federation.records import decode_contribution, encode_tensors
+from fedalign.federation.versions import VERSIONS, versions_record
 from fedalign.metrics.record import decode
 from tests.federation.toy import VECTORS, Halfway, ToyData, grid_of, node, opener
 
@@ -44,6 +45,8 @@ START = {"w": torch.tensor([1.0, -1.0], dtype=torch.float64)}
 
 def order(grid: Grid, kind: str, clients: Sequence[str], number: int = 1, state: Any = None) -> Message:
     content = RecordDict({INSTRUCTION: Instruction("{}", 0, number, tuple(clients)).to_record()})
+    if kind == DESCRIBE:
+        content[VERSIONS] = versions_record()
     if kind in (TRAIN, EVALUATE):
         content[STATE] = encode_tensors(START) if state is None else state
     return grid.create_message(content, kind, 1, str(number))

@@ -148,7 +148,7 @@ def test_what_clients_have_made_noisy_is_compressed_as_it_is(tmp_path: Path) -> 
     order, state = Instruction("{}", 0, 1, CLIENTS, Terms()), {"w": torch.zeros(8, dtype=torch.float64)}
     content = RecordDict({STATE: encode_tensors(state), INSTRUCTION: order.to_record()})
     desk = TrainingDesk(guarded.site("{}", {}), order, grid.create_message(content, TRAIN, 1, "1"), grid.contexts[1])
-    sent = desk.contribution("a")
+    sent = desk.finish("a", desk.work("a"))
     noisy = {"delta/w": vector_of("a", 8).float()}
     expected, kept = SPARSE.compress(Contribution(noisy), {}, Streams(5, "pull", 1, "a").torch("compression"), 0.0)
     torch.testing.assert_close(sent.tensors["delta/w"], expected.tensors["delta/w"])

@@ -53,14 +53,19 @@ def desk(
     return TrainingDesk(site, order, message, grid.contexts[1])
 
 
+def contribution(at: Any, client: str = "a") -> Contribution:
+    """Return what a client adds, as it may travel."""
+    return at.finish(client, at.work(client))
+
+
 def test_without_a_guarantee_a_contribution_leaves_as_it_is(tmp_path: Path) -> None:
-    told = desk(tmp_path, NoPrivacy()).contribution("a")
+    told = contribution(desk(tmp_path, NoPrivacy()))
     torch.testing.assert_close(told.tensors["delta/w"], 2 * vector_of("a", 8))
     assert told.scalars["weight"] == 2.0
 
 
 def test_under_a_guarantee_it_is_clipped_with_the_bound_of_the_order(tmp_path: Path) -> None:
-    told = desk(tmp_path, protection(), Terms(bound=0.25)).contribution("a")
+    told = contribution(desk(tmp_path, protection(), Terms(bound=0.25)))
     torch.testing.assert_close(told.tensors["delta/w"].double(), vector_of("a", 8) / 12, atol=1e-7, rtol=0)
     assert told.norm() <= 0.25 * (1 + 1e-6)
     assert told.scalars["weight"] == 1.0
@@ -75,14 +80,14 @@ def test_a_client_that_is_not_finite_is_named_and_not_averaged(tmp_path: Path, p
     assert report.clients == tuple("acdef")
     assert [who for who, _ in report.failures] == ["b"]
     assert torch.isfinite(summed.tensors["delta/w"]).all()
-    assert summed.scalars["weight"] == sum(at.contribution(c).scalars["weight"] for c in "acdef")
+    assert summed.scalars["weight"] == sum(contribution(at, c).scalars["weight"] for c in "acdef")
 
 
 def test_a_phase_whose_sums_are_unknown_cannot_be_guarded(tmp_path: Path) -> None:
     phase = Pull()
     phase.needs = Needs.INDIVIDUAL
     with pytest.raises(ValueError, match="phase pull has no template"):
-        desk(tmp_path, protection(), phase=phase).contribution("a")
+        contribution(desk(tmp_path, protection(), phase=phase))
 
 
 def test_a_secure_vector_has_what_is_added_up_beside_it(tmp_path: Path) -> None:
@@ -128,7 +133,7 @@ def test_noise_of_training_and_of_the_evaluation_after_it_is_not_shared(tmp_path
 
 def test_metrics_leave_as_the_guarantee_lets_them(tmp_path: Path) -> None:
     def told(privacy: Privacy) -> Contribution:
-        return desk(tmp_path, privacy, kind=EvaluationDesk).contribution("a")
+        return contribution(desk(tmp_path, privacy, kind=EvaluationDesk))
 
     assert [item.group for item in decode(told(NoPrivacy()).scalars)] == ["a"]
     assert [item.group for item in decode(told(protection()).scalars)] == ["a"]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fedalign.contribution import State
-from fedalign.methods.local_training import LocalTraining, load_parameters, train
+from fedalign.methods.local_training import LocalTraining, PlainSGD, load_parameters, train
 
 SETTINGS = LocalTraining(
     steps=4,
@@ -208,3 +208,22 @@ def test_loading_asks_for_every_parameter() -> None:
     del state["0.weight"]
     with pytest.raises(KeyError, match=r"0\.weight"):
         load_parameters(network, state)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_plain_descent_is_pytorchs_to_the_last_bit(frozen: bool) -> None:
+    ours, theirs = (torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Tanh(), torch.nn.Linear(5, 2)) for _ in "ab")
+    theirs.load_state_dict(ours.state_dict())
+    one, other = PlainSGD(list(ours.parameters()), 0.1), torch.optim.SGD(theirs.parameters(), lr=0.1)
+    rows = torch.randn(7, 3, generator=torch.Generator().manual_seed(0))
+    for step in range(4):
+        for network, optimizer in ((ours, one), (theirs, other)):
+            for parameter in network.parameters():
+                parameter.grad = None
+            network(rows).square().mean().backward()
+            if frozen:
+                network[0].bias.grad = None
+            optimizer.param_groups[0]["lr"] = 0.1 / (1 + step)
+            optimizer.step()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(a, b)

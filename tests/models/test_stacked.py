@@ -135,3 +135,40 @@ def test_networks_of_the_package_can_stand_side_by_side() -> None:
     assert stackable(reward)
     for change in ("model.aggregation=attention", "model.evidence=true"):
         assert stackable(configured("method=fedvpa", change).model.build(4))  # type: ignore[attr-defined]
+
+
+class Twice(nn.Module):
+    """Uses one layer two times, and another once."""
+
+    stackable: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared, self.last = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(torch.tanh(self.shared(torch.tanh(self.shared(x)))))
+        return out
+
+
+def test_layers_step_on_the_way_back_only_where_they_were_used_once() -> None:
+    torch.manual_seed(0)
+    plain = Twice().double()
+    stack = Stack(plain)
+    state = {name: parameter.detach().clone() for name, parameter in plain.named_parameters()}
+    stack.start(state, COPIES)
+    rows = torch.randn(COPIES, 5, 4, dtype=torch.float64)
+    stack.begin_step(0.1)
+    stack.network(rows).square().sum().backward()
+    assert stack.parameters["last.weight"].grad is None
+    assert stack.parameters["shared.weight"].grad is not None
+    for place in range(COPIES):
+        plain.zero_grad()
+        plain(rows[place]).square().sum().backward()
+        own = stack.one(place)
+        for name in ("last.weight", "last.bias"):
+            parameter = plain.get_parameter(name)
+            assert parameter.grad is not None
+            torch.testing.assert_close(own[name], parameter.detach() - 0.1 * parameter.grad)
+        torch.testing.assert_close(stack.parameters["shared.weight"].grad[place], plain.shared.weight.grad)
+        torch.testing.assert_close(own["shared.weight"], plain.shared.weight.detach())
