@@ -16,6 +16,7 @@ from fedalign.data.federated import ClientInfo, FederatedData
 from fedalign.engines.in_process import InProcess, InProcessGrid
 from fedalign.federation.messages import DESCRIBE, INSTRUCTION, REPORT, SAVE, Instruction
 from fedalign.federation.site import Site
+from fedalign.federation.versions import VERSIONS, versions_record
 
 
 def node(number: int) -> Context:
@@ -110,7 +111,7 @@ def test_the_engine_hosts_everybody_on_one_node_that_saves_where_it_is_told(tmp_
 
     @server.main()
     def main(grid: Grid, context: Context) -> None:
-        content = RecordDict({INSTRUCTION: Instruction("{}", 2, 3).to_record()})
+        content = RecordDict({INSTRUCTION: Instruction("{}", 2, 3).to_record(), VERSIONS: versions_record()})
         (number,) = grid.get_node_ids()
         for kind in (DESCRIBE, SAVE):
             (reply,) = grid.send_and_receive([grid.create_message(content, kind, number, "")])
