@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import logging
 
+import torch
+
 from fedalign.errors import DataError, UserError
 
 _log = logging.getLogger(__name__)
+
+FULL = (
+    "the GPU's memory is full; let fewer clients share it (a larger engine.gpus_per_worker, fewer engine.workers), "
+    "keep frozen weights in half the bytes (model.dtype=bfloat16), or take smaller batches (in the method)"
+)
+"""What to change where a GPU is too small."""
 
 
 class SiteFailed(Exception):
@@ -26,6 +34,9 @@ def failure_of(client: str, error: Exception, guarded: bool) -> str:
         settings, but not what is wrong with data.
     """
     kind = type(error).__name__
+    if isinstance(error, torch.OutOfMemoryError):
+        _log.error("%s failed: %s", client, error)
+        return f"{kind}: {FULL}"
     if not guarded or (isinstance(error, UserError) and not isinstance(error, DataError)):
         _log.debug("%s failed", client, exc_info=error)
         return f"{kind}: {error}"

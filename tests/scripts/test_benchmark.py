@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import time
 
 import pytest
 import torch
 
 from fedalign.errors import UserError
-from scripts import benchmark
+from scripts import benchmark, benchmark_scale
 from scripts.benchmark import BARE, contenders, main, put, to_page, to_report, to_table
 from scripts.benchmark_survey import Survey
 from scripts.benchmark_task import Measurement, difference, measure, run_bare, run_engine
@@ -136,5 +137,27 @@ def test_the_page_shows_the_recorded_runs(root):
     page = (root / "docs" / "benchmarks.md").read_text()
     reports = json.loads((root / "docs" / "benchmarks" / "engines.json").read_text())
     assert to_page(reports) in page
-    for report in reports.values():
-        assert all(numbers["max_difference"] <= 1e-5 for numbers in report["engines"].values())
+    assert reports.keys() >= {"2k", "26k", "301k", "transformer", "gpo_small"}
+    for name, report in reports.items():
+        assert benchmark.apart(name, report) == []
+
+
+def test_only_biases_of_survey_networks_may_differ_and_only_in_stacks():
+    numbers = {"max_difference": 1e-3}
+    report = {"engines": {"in_process": numbers, "vectorised": numbers, "ray": {"max_difference": 1e-7}}}
+    assert benchmark.apart("2k", report) == ["in_process", "vectorised"]
+    assert benchmark.apart("gpo_small", report) == ["in_process"]
+
+
+def test_the_page_shows_the_recorded_scale(root):
+    page = (root / "docs" / "benchmarks.md").read_text()
+    report = json.loads((root / "docs" / "benchmarks" / "scale.json").read_text())
+    assert benchmark_scale.to_table(report) in page
+
+
+def test_memory_is_the_most_above_the_start():
+    with benchmark_scale.peak() as held:
+        block = torch.ones(40 * 2**20 // 4)
+        time.sleep(0.1)
+        del block
+    assert 35 * 2**20 <= held[0] <= 80 * 2**20
