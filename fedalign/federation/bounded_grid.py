@@ -7,15 +7,14 @@ from collections.abc import Iterable, Iterator
 from flwr.app import Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
-from fedalign.federation.exchange import StreamingGrid, exchange
+from fedalign.federation.layered_grid import LayeredGrid
 from fedalign.federation.records import TensorArray
 
 _BYTES_PER_MB = 1e6
 
 
-class BoundedGrid(StreamingGrid):
+class BoundedGrid(LayeredGrid):
     """Passes messages on, and turns replies that are larger than allowed into errors before anybody reads them.
 
     Parameters
@@ -26,38 +25,16 @@ class BoundedGrid(StreamingGrid):
     """
 
     def __init__(self, grid: Grid, largest_mb: float) -> None:
-        self._grid, self._largest_mb = grid, largest_mb
-
-    def set_run(self, run: Run) -> None:
-        """Pass Flower's description of the run on."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """Flower's description of the run."""
-        return self._grid.run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Return a message to a node."""
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Return the ids of the nodes."""
-        return self._grid.get_node_ids()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Pass messages on."""
-        return self._grid.push_messages(messages)
+        super().__init__(grid)
+        self._largest_mb = largest_mb
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return replies, or an error in the place of one that is too large."""
-        return map(self._bounded, self._grid.pull_messages(message_ids))
+        return map(self._bounded, super().pull_messages(message_ids))
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
         """Yield replies, or an error in the place of one that is too large."""
-        return map(self._bounded, exchange(self._grid, messages, timeout))
+        return map(self._bounded, super().send_and_receive(messages, timeout=timeout))
 
     def _bounded(self, reply: Message) -> Message:
         if reply.has_error():

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedalign.contribution import Contribution
-from fedalign.federation.exchange import StreamingGrid, exchange
+from fedalign.federation.exchange import exchange
+from fedalign.federation.layered_grid import LayeredGrid
 from fedalign.federation.messages import EVALUATE, INSTRUCTION, REPORT, STATE, TRAIN, Instruction, NodeReport
 from fedalign.federation.records import encode_contribution
 from fedalign.federation.secure.coordinator import Coordinator
@@ -30,9 +31,6 @@ from fedalign.federation.secure.messages import Disclosure, PublicKeys
 from fedalign.federation.untrusted import one_line
 from fedalign.federation.vectors import WordCode, public_streams
 
-if TYPE_CHECKING:
-    from flwr.supercore.run import Run
-
 SUM = "sum"
 """Name of the vector in the one reply."""
 
@@ -40,7 +38,7 @@ Letters = Mapping[str, Mapping[str, Any]]
 Take = Callable[[str, dict[str, Any]], None]
 
 
-class SecureSumGrid(StreamingGrid):
+class SecureSumGrid(LayeredGrid):
     """Passes messages on, but for training and evaluation: their replies are added up under masks.
 
     Parameters
@@ -52,34 +50,8 @@ class SecureSumGrid(StreamingGrid):
     """
 
     def __init__(self, grid: Grid, code: WordCode, seed: int) -> None:
-        self._grid, self._code, self._seed = grid, code, seed
-
-    def set_run(self, run: Run) -> None:
-        """Pass Flower's description of the run on."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """Flower's description of the run."""
-        return self._grid.run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Return a message to a node."""
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Return the ids of the nodes."""
-        return self._grid.get_node_ids()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Pass messages on; a secure sum has no such half."""
-        return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return replies to messages that were pushed."""
-        return self._grid.pull_messages(message_ids)
+        super().__init__(grid)
+        self._code, self._seed = code, seed
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
         """Yield the replies; to training and evaluation there is one, which holds the sum and who is in it.
@@ -91,7 +63,7 @@ class SecureSumGrid(StreamingGrid):
         """
         given = list(messages)
         if not given or given[0].metadata.message_type not in (TRAIN, EVALUATE):
-            yield from self._grid.send_and_receive(given, timeout=timeout)
+            yield from super().send_and_receive(given, timeout=timeout)
             return
         secure = SecureExchange(self._grid, self._code, given, timeout)
         words, order = secure.run(), secure.instruction
