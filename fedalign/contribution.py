@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -152,7 +151,8 @@ class UnorderedTotal:
     """
 
     def __init__(self) -> None:
-        self._high = RunningTotal()
+        self._tensors: dict[str, Tensor] = {}
+        self._scalars: dict[str, float] = {}
         self._low = RunningTotal()
 
     def add(self, contribution: Contribution) -> None:
@@ -163,23 +163,27 @@ class UnorderedTotal:
         ValueError
             If a tensor's shape differs from that of the same name so far.
         """
-        before = self._high.value()
-        check_shapes(contribution.tensors, before.tensors)
-        # A first term is exact.
-        added = {name: t.detach().double() for name, t in contribution.tensors.items() if name in before.tensors}
-        lost_tensors = {name: _rounded_off(before.tensors[name], tensor) for name, tensor in added.items()}
-        lost_scalars = {
-            name: _rounded_off(before.scalars[name], value)
-            for name, value in contribution.scalars.items()
-            if name in before.scalars
-        }
-        self._high.add(contribution)
+        check_shapes(contribution.tensors, self._tensors)
+        lost_tensors = {}
+        for name, tensor in contribution.tensors.items():
+            if name in self._tensors:
+                self._tensors[name], lost_tensors[name] = _two_sum(self._tensors[name], tensor)
+            else:
+                # A first term is exact.
+                self._tensors[name] = tensor.detach().to(torch.float64, copy=True)
+        lost_scalars = {}
+        for name, value in contribution.scalars.items():
+            total = self._scalars.get(name, 0.0)
+            self._scalars[name] = total + value
+            lost_scalars[name] = _rounded_off(total, value)
         self._low.add(Contribution(lost_tensors, lost_scalars))
 
     def value(self) -> Contribution:
         """Return the total so far; the total must not be used afterwards."""
-        self._high.add(self._low.value())
-        return self._high.value()
+        low = self._low.value()
+        for name, lost in low.tensors.items():
+            self._tensors[name] += lost
+        return Contribution(self._tensors, {name: value + low.scalars[name] for name, value in self._scalars.items()})
 
 
 def check_shapes(tensors: Mapping[str, Tensor], known: Mapping[str, Tensor]) -> None:
@@ -195,14 +199,21 @@ def check_shapes(tensors: Mapping[str, Tensor], known: Mapping[str, Tensor]) -> 
             raise ValueError(f"{name}: shape {tuple(tensor.shape)} does not add to {tuple(known[name].shape)}")
 
 
-Number = TypeVar("Number", Tensor, float)
-
-
-def _rounded_off(one: Number, other: Number) -> Number:
+def _rounded_off(one: float, other: float) -> float:
     """Return what float64 loses of ``one + other``."""
     rounded = one + other
     taken = rounded - one
     return (one - (rounded - taken)) + (other - taken)
+
+
+def _two_sum(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a sum in float64 and what it loses, see :func:`_rounded_off`; in place, where nobody else looks."""
+    rest = other.detach().to(torch.float64, copy=True)
+    rounded = one + rest
+    taken = rounded - one
+    rest -= taken
+    lost = torch.sub(one, taken.neg_().add_(rounded), out=taken)
+    return rounded, lost.add_(rest)
 
 
 def _sum_of_rows(tensor: Tensor) -> Tensor:

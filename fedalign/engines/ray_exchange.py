@@ -15,6 +15,9 @@ from fedalign.engines.ray_worker import Header
 
 _log = logging.getLogger(__name__)
 
+_AHEAD = 8
+"""Answers that may wait in shared memory to be taken while workers go on; then they wait too."""
+
 
 @dataclass(frozen=True)
 class Answered:
@@ -114,6 +117,7 @@ class Exchange:
         self._ends = None if timeout is None else time.monotonic() + timeout
         self._queue = deque((slot, piece) for slot in slots for piece in slot.pieces)
         self._sent: dict[int, tuple[Slot, Piece]] = {}
+        self._untaken = 0
 
     def answered(self) -> Iterator[Piece]:
         """Yield pieces with their answers; those that have none in time are left out."""
@@ -125,6 +129,10 @@ class Exchange:
                 pieces, slot.pieces = slot.pieces, []
                 for piece in pieces:
                     if piece.answer is not None:
+                        # Whoever takes it is busy with it for a while, and workers should not wait for that.
+                        if in_time:
+                            self._keep_busy()
+                        self._untaken -= 1
                         yield piece
         finally:
             if self._sent:
@@ -132,16 +140,30 @@ class Exchange:
 
     def _step(self) -> bool:
         """Hand out work and wait for something to happen; False when time is up."""
-        while self._queue and (worker := self._pool.free()) is not None:
-            slot, piece = self._queue.popleft()
-            handles, wanted = self._memories.of(piece.clients)
-            self._sent[self._pool.send(worker, piece, handles, wanted)] = slot, piece
+        self._hand_out()
         left = None if self._ends is None else self._ends - time.monotonic()
         if left is not None and left <= 0:
             return False
         for event in self._pool.wait(left):
             self._take(event)
         return True
+
+    def _keep_busy(self) -> None:
+        """Take in what has happened, without waiting, and hand out work to whom it made free."""
+        if self._queue and self._untaken <= _AHEAD:
+            for event in self._pool.wait(0.0) if self._sent else ():
+                self._take(event)
+            self._hand_out()
+
+    def _hand_out(self) -> None:
+        while self._queue and (worker := self._pool.free()) is not None:
+            slot, piece = self._queue.popleft()
+            handles, wanted = self._memories.of(piece.clients)
+            self._sent[self._pool.send(worker, piece, handles, wanted)] = slot, piece
+
+    def _answer(self, piece: Piece, answer: Answer) -> None:
+        piece.answer = answer
+        self._untaken += 1
 
     def _take(self, event: Event) -> None:
         if isinstance(event, Died):
@@ -153,10 +175,10 @@ class Exchange:
         _, piece = self._sent.pop(event.call)
         if isinstance(event, Lost):
             self._memories.forget(piece.clients)
-            piece.answer = Answer(dropped=event.reason)
+            self._answer(piece, Answer(dropped=event.reason))
             return
         self._memories.commit(piece.clients, event.header.changes, event.records)
-        piece.answer = Answer(event.reply, event.header.error)
+        self._answer(piece, Answer(event.reply, event.header.error))
 
     def _again(self, slot: Slot, piece: Piece, reason: str) -> None:
         """Send a piece again whose worker died at it, or give its clients up."""
@@ -164,7 +186,7 @@ class Exchange:
         what = f"{len(piece.clients)} clients from {piece.clients[0]}" if len(piece.clients) > 1 else piece.clients[0]
         if piece.deaths > self._retries:
             _log.warning("a worker died at %s: %s; they are dropped from this exchange", what, reason)
-            piece.answer = Answer(dropped=f"its worker died {piece.deaths} times: {reason}")
+            self._answer(piece, Answer(dropped=f"its worker died {piece.deaths} times: {reason}"))
             return
         _log.warning("a worker died at %s: %s; they are sent to another", what, reason)
         alone = piece.deaths == self._retries and len(piece.clients) > 1

@@ -264,8 +264,9 @@ def _check_numbers(contribution: Contribution) -> None:
         if name.startswith(METRIC) and name.endswith("|n") and value and not FEWEST_TERMS <= value <= MOST_TERMS:
             raise ValueError(f"{name[:80]}: is {value:g}, which is no count")
     for name, tensor in contribution.tensors.items():
-        # One pass, which NaN and Inf go through as well.
         if tensor.is_floating_point() and tensor.numel():
-            largest = float(torch.linalg.vector_norm(tensor.detach(), math.inf))
+            # One pass, which NaN and Inf go through as well; a norm takes ten times as long.
+            lowest, highest = torch.aminmax(tensor.detach())
+            largest = float(torch.maximum(-lowest, highest))
             if not largest <= LARGEST:
                 raise ValueError(f"{name[:80]}: holds {largest:g}" if largest > LARGEST else f"{name[:80]}: holds NaN")

@@ -35,6 +35,8 @@ class LanguageModelSpec(ModelSpec):
         Precision of the frozen model.
     device : str
         PyTorch device, e.g. ``cpu`` or ``cuda``.
+    compile : bool
+        Whether passes over whole texts are compiled, see :class:`fedalign.models.compiled.CompiledPass`.
     """
 
     model: str
@@ -45,6 +47,7 @@ class LanguageModelSpec(ModelSpec):
     freeze_a: bool
     dtype: Dtype
     device: str
+    compile: bool = False
 
     def build(self, key: str = "model") -> ValuedPolicy:
         """Return a fresh network; draws from PyTorch's default generator.
@@ -96,6 +99,7 @@ class ValuedPolicy(nn.Module):
             init_std=0.0,
             dtype=spec.dtype,
             device=spec.device,
+            compile=spec.compile,
         )
         self.policy = settings.build(0, key)
         if spec.freeze_a:

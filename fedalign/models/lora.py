@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fedalign.contribution import State
 from fedalign.errors import UserError
 from fedalign.hub import model_folder
+from fedalign.models.compiled import CompiledPass
 from fedalign.models.lora_base import Kind, adapted, own_modules
 from fedalign.pretrained import Dtype
 
@@ -41,6 +42,9 @@ class LoraTransformer(nn.Module):
     device : str
     key : str
         The configuration key of the block that holds these settings, for error messages.
+    compile : bool
+        Whether passes over whole texts are compiled, see :class:`fedalign.models.compiled.CompiledPass`. Writing with a
+        key-value cache is not: its tensors grow with every token.
 
     Attributes
     ----------
@@ -64,6 +68,7 @@ class LoraTransformer(nn.Module):
         dtype: Dtype,
         device: str,
         key: str,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         folder = model_folder(model, f"{key}.model").resolve()
@@ -79,6 +84,8 @@ class LoraTransformer(nn.Module):
         self.adapted = adapted(base, rank, alpha, dropout, target_modules, key)
         # Where an adapter that is saved finds its base: as it was asked for, not where it lies on this machine.
         self.adapted.peft_config["default"].base_model_name_or_path = model
+        body = self.adapted.get_base_model().base_model
+        self._compiled = tuple(CompiledPass(each, key) for each in (self.adapted, body)) if compile else None
         self.train()
 
     @property
@@ -115,6 +122,11 @@ class LoraTransformer(nn.Module):
                 tensor.requires_grad_(False)
 
     @property
+    def compiled(self) -> bool:
+        """Whether passes over whole texts are compiled, so that hooks on layers do not see them."""
+        return self._compiled is not None
+
+    @property
     def embeddings(self) -> nn.Module:
         """The frozen table from token ids to input vectors."""
         table: nn.Module = self.adapted.get_input_embeddings()
@@ -130,7 +142,9 @@ class LoraTransformer(nn.Module):
         inputs : Any
             ``input_ids`` or ``inputs_embeds`` and whatever else the transformer takes.
         """
-        return self.adapted(attention_mask=attention_mask, **self._placed(attention_mask, inputs))
+        caching = inputs.get("use_cache") or inputs.get("past_key_values") is not None
+        whole = self.adapted if self._compiled is None or caching else self._compiled[0]
+        return whole(attention_mask=attention_mask, **self._placed(attention_mask, inputs))
 
     def with_hidden(self, attention_mask: Tensor, input_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Return what :meth:`forward` computes and the hidden states it computes it from, in one pass.
@@ -159,7 +173,7 @@ class LoraTransformer(nn.Module):
         -------
         float tensor, shape (B, T, width)
         """
-        body = self.adapted.get_base_model().base_model
+        body = self.adapted.get_base_model().base_model if self._compiled is None else self._compiled[1]
         inputs = self._placed(attention_mask, {"input_ids": input_ids})
         output = body(attention_mask=attention_mask, use_cache=False, **inputs)
         hidden: Tensor = output.last_hidden_state

@@ -36,6 +36,8 @@ class LoraBody(BodySpec):
         Precision of the frozen model.
     device : str
         PyTorch device, e.g. ``cpu`` or ``cuda``.
+    compile : bool
+        Whether passes over whole texts are compiled, see :class:`fedalign.models.compiled.CompiledPass`.
     """
 
     model: str
@@ -46,6 +48,7 @@ class LoraBody(BodySpec):
     pooling: Pooling
     dtype: Dtype
     device: str
+    compile: bool = False
 
     def build(self, features: int) -> Body:
         """Return a fresh body for rows of ``features`` token ids; draws from PyTorch's default generator.
@@ -74,6 +77,7 @@ class _LoraNetwork(Body):
             spec.dtype,
             spec.device,
             "model.body",
+            spec.compile,
         )
         limit = self.transformer.max_positions
         if limit is not None and tokens > limit:

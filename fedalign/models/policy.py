@@ -37,6 +37,8 @@ class PolicySpec:
         Precision of the frozen model.
     device : str
         PyTorch device, e.g. ``cpu`` or ``cuda``.
+    compile : bool
+        Whether passes over whole texts are compiled, see :class:`fedalign.models.compiled.CompiledPass`.
     """
 
     model: str
@@ -49,6 +51,7 @@ class PolicySpec:
     init_std: Annotated[float, Field(ge=0)]
     dtype: Dtype
     device: str
+    compile: bool = False
 
     def build(self, latent: int, key: str) -> ConditionalPolicy:
         """Return a fresh policy for latents of length ``latent``; draws from PyTorch's default generator.
@@ -94,6 +97,7 @@ class ConditionalPolicy(nn.Module):
             spec.dtype,
             spec.device,
             key,
+            spec.compile,
         )
         table: Any = self.transformer.embeddings
         self._prefix = spec.prefix_tokens if spec.condition == "prefix" else 0

@@ -8,12 +8,25 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from fedalign.errors import UserError
+from fedalign.privacy.local import KEY
+
 
 def hookable(network: nn.Module) -> dict[nn.Module, bool]:
     """Put layers that own trained parameters into training mode, where alone Opacus looks; return their modes.
 
     A frozen base in evaluation mode keeps it: its layers own nothing that is trained.
+
+    Raises
+    ------
+    UserError
+        If part of the network is compiled (says so by an attribute ``compiled``): its layers are not called.
     """
+    if any(getattr(module, "compiled", False) for module in network.modules()):
+        raise UserError(
+            f"{KEY}.grad_sample: hooks see nothing of a compiled model (compile=true); set compile=false where the "
+            f"model is configured, or {KEY}.grad_sample=loop"
+        )
     owners = {m: m.training for m in network.modules() if any(p.requires_grad for p in m.parameters(recurse=False))}
     for module in owners:
         module.training = True

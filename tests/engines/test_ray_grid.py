@@ -108,12 +108,15 @@ def test_whoever_dies_and_whoever_is_first_the_sums_and_memories_are_those_of_on
 def test_replies_come_one_by_one_and_work_goes_on_only_as_far_as_is_asked() -> None:
     pool = FakePool(opener([Halfway()]), 1)
     grid = grid_over(pool, clients_per_call=1)
-    replies = iter(grid.send_and_receive([order(grid, TRAIN, CLIENTS)]))
+    messages = [order(grid, TRAIN, [client]) for client in CLIENTS * 6]
+    replies = iter(grid.send_and_receive(messages))
     assert pool.sent == []
-    assert NodeReport.of(next(replies).content).clients == (CLIENTS[0],)
-    assert pool.read == 1
-    assert len(pool.sent) < len(CLIENTS)
-    assert len(list(replies)) == len(CLIENTS) - 1
+    for taken in (1, 2):
+        assert NodeReport.of(next(replies).content).clients == (CLIENTS[taken - 1],)
+        assert pool.read == taken
+        assert taken < len(pool.sent) < len(messages)
+        assert pool.free() is None, "a worker waits while a reply is taken"
+    assert len(list(replies)) == len(messages) - 2
     assert pool.abandoned == 0
 
 

@@ -24,9 +24,15 @@ def test_everybody_is_in_one_run_and_none_is_too_long(clients: int, workers: int
 @pytest.mark.parametrize(("clients", "workers", "largest"), [(8, 2, 16), (20, 2, 16), (1000, 2, 16), (12, 3, 100)])
 def test_every_worker_gets_several_runs_and_the_last_ones_are_short(clients: int, workers: int, largest: int) -> None:
     runs = cut([str(number) for number in range(clients)], workers, largest)
-    assert len(runs) >= 2 * workers
-    assert len(runs[-1]) == 1
-    assert len(runs[0]) == min(largest, -(-clients // (2 * workers)))
+    assert len(runs) > 2 * workers or clients <= 3 * workers
+    assert len(runs[-1]) <= min(4, -(-clients // (8 * workers)))
+    assert len(runs[0]) == min(largest, -(-2 * clients // (3 * workers)))
+
+
+def test_runs_cost_too_much_to_be_a_client_each_where_clients_are_many() -> None:
+    assert [len(run) for run in cut(["c"] * 20, 2, 16)] == [7, 5, 3, 2, 2, 1]
+    assert [len(run) for run in cut(["c"] * 20, 1, 16)] == [10, 10]
+    assert min(len(run) for run in cut(["c"] * 100, 2, 16)[:-1]) == 4
 
 
 def piece(clients: tuple[str, ...], **more: Any) -> Piece:
