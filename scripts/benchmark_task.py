@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 
@@ -43,7 +43,7 @@ class Federation:
     phase: str
 
 
-class Task(Protocol):
+class Federated(Protocol):
     """A piece of work that any engine can be given.
 
     Attributes
@@ -60,6 +60,17 @@ class Task(Protocol):
         """PyTorch threads."""
 
     @property
+    def updates(self) -> int:
+        """Client-updates of a round."""
+
+    def federation(self, engine: Sequence[str], place: Path, observers: Sequence[Observer]) -> Federation:
+        """Return what the engine that the overrides choose runs."""
+
+
+class Task(Federated, Protocol):
+    """Work that a bare loop can do too."""
+
+    @property
     def name(self) -> str:
         """Name in tables."""
 
@@ -67,15 +78,11 @@ class Task(Protocol):
     def parameters(self) -> int:
         """Number of parameters of the network."""
 
-    @property
-    def updates(self) -> int:
-        """Client-updates of a round."""
-
-    def federation(self, engine: Sequence[str], place: Path, observers: Sequence[Observer]) -> Federation:
-        """Return what the engine that the overrides choose runs."""
-
     def bare(self, tick: Callable[[], None]) -> State:
         """Run without a framework, call ``tick`` before the first round and after each, return the last weights."""
+
+
+WorkT = TypeVar("WorkT", bound=Federated)
 
 
 @dataclass(frozen=True)
@@ -98,7 +105,7 @@ class Measurement:
     weights: State
 
 
-def measure(task: Task, run: Callable[[Task, Stopwatch], State]) -> Measurement:
+def measure(task: WorkT, run: Callable[[WorkT, Stopwatch], State]) -> Measurement:
     """Run the work once and time all its rounds but the first and the last.
 
     Parameters
@@ -121,7 +128,7 @@ def run_bare(task: Task, clock: Stopwatch) -> State:
     return task.bare(clock.tick)
 
 
-def run_engine(task: Task, clock: Stopwatch, engine: Sequence[str]) -> State:
+def run_engine(task: Federated, clock: Stopwatch, engine: Sequence[str]) -> State:
     """Run the federation as ``fedalign run`` does, metrics.jsonl included."""
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory() as folder:
