@@ -38,6 +38,7 @@ class World:
         self.path, self.mark = path, uuid.uuid4().hex
         self.environment = {**os.environ, MARK: self.mark, "FEDALIGN_CACHE": str(path / "cache")}
         self.shared = set(Path("/dev/shm").iterdir())
+        self.ports = open_ports()
         self.started: list[int] = []
 
     def start(self, name: str, *overrides: str) -> subprocess.Popen[str]:
@@ -84,6 +85,8 @@ class World:
     def check_nothing_is_left(self) -> None:
         eventually(lambda: not self.processes())
         eventually(lambda: set(Path("/dev/shm").iterdir()) <= self.shared, 30)
+        # Another test of this machine may have ports of its own for a while.
+        eventually(lambda: open_ports() <= self.ports)
         assert self.directories() == []
 
     def directories(self) -> list[Path]:
@@ -160,6 +163,7 @@ def test_a_cluster_that_runs_is_joined_and_left_running(world: World) -> None:
         "--disable-usage-stats", f"--node-ip-address={ADDRESS}",
     ])  # fmt: skip
     eventually(lambda: listening(port))
+    assert not open_ports() <= world.ports
     code, said = ended(world.start("joined", f"engine.address={ADDRESS}:{port}", "federation.rounds=2"))
     assert code == 0, said
     code, said = ended(world.start("again", f"engine.address={ADDRESS}:{port}", "federation.rounds=2"))
@@ -176,6 +180,12 @@ def test_a_cluster_that_runs_is_joined_and_left_running(world: World) -> None:
 
 
 ADDRESS = "127.0.0.1"
+
+
+def open_ports() -> set[str]:
+    """Return the addresses and ports that somebody on this machine listens on."""
+    rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
+    return {address for _, address, _, state, *_ in rows if state == "0A"}
 
 
 def free_port() -> int:
