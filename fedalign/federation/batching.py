@@ -34,15 +34,18 @@ class Trial:
     def size(self, waiting: int, cohort: int) -> int:
         """Return how many of the ``waiting`` clients come next: as it was decided, or whose turn it is to be tried."""
         most = min(waiting, cohort)
-        if self.verdict is None:
-            return 1 if len(self._loop) < _TRIALS else most if self._stack else min(most, _FIRST_STACK)
-        return most if self.verdict else 1
+        if self.verdict is not None:
+            return most if self.verdict else 1
+        if len(self._loop) < _TRIALS:
+            return 1
+        won = bool(self._stack) and self._stack[-1] < min(self._loop)
+        return most if won else min(most, _FIRST_STACK)
 
     def note(self, clients: int, seconds: float) -> None:
         """Learn what ``clients`` clients took, and decide once that suffices.
 
         The first stack is a small one, in case that stacks are slow. It may lose some time by starting up; if it lost
-        more, no other is tried, else the second one tells.
+        more, no other is tried, else the second one tells, which is small as well where the first has lost.
         """
         if self.verdict is not None:
             return

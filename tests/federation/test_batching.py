@@ -207,6 +207,19 @@ def test_the_first_stack_is_a_small_one() -> None:
     assert sizes == [1, 1, 8, 32, 32]
 
 
+def test_a_second_stack_is_small_too_where_the_first_has_lost() -> None:
+    """Else a short run could lose more by trying than it has time to win back."""
+    sizes = {}
+    for seconds in (0.004, 0.02):
+        trial = Trial()
+        for clients in (1, 1):
+            trial.note(clients, 0.01)
+        trial.note(8, 8 * seconds)
+        assert trial.verdict is None
+        sizes[seconds] = trial.size(100, 32)
+    assert sizes == {0.004: 32, 0.02: 8}
+
+
 def test_what_is_too_large_or_cannot_be_stacked_is_not_tried(tmp_path: Path) -> None:
     large = Node(tmp_path / "large", Side(), batching("auto", largest=7))
     large.ask()
