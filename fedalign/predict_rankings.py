@@ -204,7 +204,7 @@ def shard_of(typed: TypedRun, known: Sequence[Ranking], asked: Sequence[Ranking]
     rankings = [*known, *asked]
     person = Annotator(_ANNOTATOR, None, tuple(rankings))
     holder = RankingClient(_ANNOTATOR, Role.UNSEEN, (person,))
-    return RankingData({_ANNOTATOR: holder}, {_ANNOTATOR: _vectors(typed, rankings)}, (), {}).shard(_ANNOTATOR)
+    return RankingData({_ANNOTATOR: holder}, {_ANNOTATOR: _vectors(typed, rankings)}, (), {}, ()).shard(_ANNOTATOR)
 
 
 def _vectors(typed: TypedRun, rankings: Sequence[Ranking]) -> Sequence[Tensor]:

@@ -114,7 +114,8 @@ def embed(
                     cache.write(fingerprint, fresh)
                     # From the file, so that what was encoded just now takes no more room than what was before.
                     vectors.update(cache.read(fingerprint, chunk))
-    return Encoded(texts, vectors)
+    # Without the texts themselves: nobody asks for them, and they are as large as the data.
+    return Encoded({question: [vectors[text] for text in own] for question, own in texts.items()})
 
 
 class Encoded(Mapping[str, torch.Tensor]):
@@ -122,25 +123,24 @@ class Encoded(Mapping[str, torch.Tensor]):
 
     Parameters
     ----------
-    texts : mapping from question id to sequence of str
-        What was encoded of each option.
-    vectors : mapping from text to float32 array, shape (dim,)
+    options : mapping from question id to sequence of float32 array, shape (dim,)
+        Vectors of each question's options.
     """
 
-    def __init__(self, texts: Mapping[str, Sequence[str]], vectors: Mapping[str, _Vectors]) -> None:
-        self._texts, self._vectors = texts, vectors
+    def __init__(self, options: Mapping[str, Sequence[_Vectors]]) -> None:
+        self._options = options
 
     def __getitem__(self, question: str) -> torch.Tensor:
         """Return the vectors of a question's options, shape (options, dim)."""
-        return torch.from_numpy(np.stack([self._vectors[text] for text in self._texts[question]]))
+        return torch.from_numpy(np.stack(self._options[question]))
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the questions' ids."""
-        return iter(self._texts)
+        return iter(self._options)
 
     def __len__(self) -> int:
         """Return the number of questions."""
-        return len(self._texts)
+        return len(self._options)
 
 
 def build_shard(client: ClientAnswers, vectors: Mapping[str, torch.Tensor]) -> SurveyShard:
@@ -216,7 +216,8 @@ def _mapped(path: Path, name: str) -> _Vectors:
     if about["dtype"] != "F32" or not stop > start:
         raise ValueError(f"{name} holds no numbers of float32")
     shape = tuple(about["shape"])
-    return np.memmap(path, dtype="<f4", mode="r", offset=8 + length + start, shape=shape)
+    # As a plain array, whose rows are smaller objects than a map's own.
+    return np.memmap(path, dtype="<f4", mode="r", offset=8 + length + start, shape=shape).view(np.ndarray)
 
 
 def _write_atomically(path: Path, content: bytes) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from fedalign.data.embed import EmbeddingCache, default_cache_directory, embed
 from fedalign.data.federated import ClientInfo, FederatedData
+from fedalign.data.on_disk import OnDisk
 from fedalign.data.pairs import Judgments, Pair, PairClient, PairPartition, PairShard, PairSource, Person, Split
 from fedalign.data.progress import ProgressFactory
 from fedalign.data.recent import Recent
@@ -31,18 +32,21 @@ class PairData(FederatedData):
     prompt_tail : int
         How many characters of a prompt's end were encoded.
     dropped : mapping from rule to count
+    infos : sequence of ClientInfo
+        Of the holders, who need not be read to be named.
     """
 
     holders: Mapping[str, PairClient]
     vectors: Mapping[str, torch.Tensor]
     prompt_tail: int
     dropped: Mapping[str, int]
+    infos: Sequence[ClientInfo]
     _shards: Recent[PairShard] = field(default_factory=Recent)
 
     @property
     def clients(self) -> Sequence[ClientInfo]:
         """All clients, training clients first."""
-        return [ClientInfo(client.name, client.role) for client in self.holders.values()]
+        return self.infos
 
     def shard(self, client: str) -> PairShard:
         """Return a client's encoded judgments; made when asked for, and kept for a while."""
@@ -88,7 +92,9 @@ def federate_pairs(
     store = EmbeddingCache(default_cache_directory() if cache is None else cache)
     vectors = embed((question_of(pair, source.prompt_tail) for pair in held), encoder, store, progress)
     counts = dict(Counter(pairs.dropped) + Counter(dropped))
-    return PairData({client.name: client for client in clients}, vectors, source.prompt_tail, counts)
+    infos = [ClientInfo(client.name, client.role) for client in clients]
+    holders = OnDisk(PairClient, {client.name: client for client in clients})
+    return PairData(holders, vectors, source.prompt_tail, counts, infos)
 
 
 def _indices(pairs: Sequence[Pair], split: Split) -> torch.Tensor:

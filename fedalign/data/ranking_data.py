@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from fedalign.data.embed import EmbeddingCache, default_cache_directory, embed
 from fedalign.data.federated import ClientInfo, FederatedData
+from fedalign.data.on_disk import OnDisk
 from fedalign.data.progress import ProgressFactory
 from fedalign.data.rankings import (
     Annotator,
@@ -43,18 +44,21 @@ class RankingData(FederatedData):
     probe : sequence of Menu
         The public menus that annotators were asked about; empty where there are none.
     dropped : mapping from rule to count
+    infos : sequence of ClientInfo
+        Of the holders, who need not be read to be named.
     """
 
     holders: Mapping[str, RankingClient]
     vectors: Mapping[str, Sequence[Tensor]]
     probe: Sequence[Menu]
     dropped: Mapping[str, int]
+    infos: Sequence[ClientInfo]
     _shards: Recent[RankingShard] = field(default_factory=Recent)
 
     @property
     def clients(self) -> Sequence[ClientInfo]:
         """All clients, training clients first."""
-        return [ClientInfo(client.name, client.role) for client in self.holders.values()]
+        return self.infos
 
     def shard(self, client: str) -> RankingShard:
         """Return a client's encoded rankings; made when first asked for."""
@@ -117,20 +121,22 @@ class EncodedByClient(Mapping[str, Sequence[Tensor]]):
     """
 
     def __init__(self, clients: Sequence[RankingClient], encoded: Mapping[str, Tensor], prompt_tail: int) -> None:
-        self._clients = {client.name: client for client in clients}
-        self._encoded, self._tail = encoded, prompt_tail
+        self._questions = {
+            client.name: [question_of(ranking, prompt_tail).id for ranking in judged(client)] for client in clients
+        }
+        self._encoded = encoded
 
     def __getitem__(self, client: str) -> list[Tensor]:
         """Return the vectors of a client's judgments, shape (S, dim) each."""
-        return [self._encoded[question_of(ranking, self._tail).id] for ranking in judged(self._clients[client])]
+        return [self._encoded[question] for question in self._questions[client]]
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the clients' names."""
-        return iter(self._clients)
+        return iter(self._questions)
 
     def __len__(self) -> int:
         """Return the number of clients."""
-        return len(self._clients)
+        return len(self._questions)
 
 
 def _data(
@@ -140,10 +146,11 @@ def _data(
     dropped: Mapping[str, int],
 ) -> RankingData:
     return RankingData(
-        holders={client.name: client for client in clients},
+        holders=OnDisk(RankingClient, {client.name: client for client in clients}),
         vectors=vectors,
         probe=rankings.probe,
         dropped=dict(Counter(rankings.dropped) + Counter(dropped)),
+        infos=[ClientInfo(client.name, client.role) for client in clients],
     )
 
 
