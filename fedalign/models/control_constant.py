@@ -52,5 +52,6 @@ class ConstantControl(Control):
         self, told: Told, input_ids: Tensor, attention_mask: Tensor, cache: Any, keep_cache: bool = True
     ) -> tuple[Tensor, Tensor, Any]:
         """Return the same scores and value at every token."""
-        hidden = self.body(told.vector)[:, None].expand(-1, input_ids.shape[1], -1)
-        return self.head(hidden), self.value(hidden)[..., 0], None
+        # Computed once: a matrix product may round equal rows differently.
+        hidden, tokens = self.body(told.vector), input_ids.shape[1]
+        return self.head(hidden)[:, None].expand(-1, tokens, -1), self.value(hidden).expand(-1, tokens), None

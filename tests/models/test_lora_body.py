@@ -28,6 +28,7 @@ def spec(folder: Path, **changes: Any) -> BodySpec:
         "pooling": "last",
         "dtype": "float32",
         "device": "cpu",
+        "compile": False,
     }
     return build({**node, **changes}, BodySpec, "model.body")
 
