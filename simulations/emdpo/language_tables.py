@@ -161,15 +161,15 @@ def regrets(
 ) -> dict[int, dict[str, float]]:
     """Return by seed what each type of annotators loses under a policy, the worst, and the means.
 
-    A type's regret is the best utility that any policy of any arm of that seed, or of the arms ``among`` them, has for
-    it, less what it has here. Seeds in which the single network was not scored are left out.
+    A type's regret is the best utility that any policy of any arm of that seed and base model, or of the arms ``among``
+    them, has for it, less what it has here. Seeds in which the single network was not scored are left out.
     """
     lost = {}
     for seed, result in _scored(found, arm).items():
         shares, scores = _shares(result.scores), result.scores
         if mixture != HINDSIGHT and not _has(scores, mixture):
             continue
-        best = {name: reference(found, seed, name, among) for name in shares}
+        best = {name: reference(found, arm, seed, name, among) for name in shares}
         weights = hindsight(scores, best) if mixture == HINDSIGHT else policies_of(scores, mixture)
         own = {name: value - mixed(scores, weights, "utility", name) for name, value in best.items()}
         lost[seed] = {
@@ -188,10 +188,23 @@ def hindsight(scores: Mapping[str, float], best: Mapping[str, float]) -> dict[st
     return dict(zip(policies, minmax_weights(torch.tensor(lost))[0].tolist(), strict=True))
 
 
-def reference(found: Results, seed: int, name: str, among: Collection[str] | None = None) -> float:
-    """Return the best utility that any policy of any arm of a seed, or of some arms, has for a type of annotators."""
-    arms = [arm for arm in found if seed in _scored(found, arm) and (among is None or arm in among)]
-    return max(best_of(found[arm][seed].scores, name) for arm in arms)
+def reference(found: Results, arm: str, seed: int, name: str, among: Collection[str] | None = None) -> float:
+    """Return the best utility that any policy of a seed has for a type of annotators.
+
+    Of those that begin at the base model of ``arm``, and, where that is said, belong to the arms ``among`` them.
+    """
+    peers = [
+        other
+        for other in found
+        if seed in _scored(found, other) and base_of(found, other, seed) == base_of(found, arm, seed)
+    ]
+    return max(best_of(found[other][seed].scores, name) for other in peers if among is None or other in among)
+
+
+def base_of(found: Results, arm: str, seed: int) -> float | None:
+    """Return what tells the base model of a run from others: the perplexity of its own texts, to four digits."""
+    perplexity = found[arm][seed].scores.get(f"perplexity/{BASE}")
+    return None if perplexity is None else round(perplexity, 4)
 
 
 def best_of(scores: Mapping[str, float], name: str, among: Collection[str] | None = None) -> float:

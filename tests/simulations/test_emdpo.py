@@ -42,7 +42,9 @@ from simulations.emdpo.language_tables import (
     EQUALS,
     HINDSIGHT,
     MEAN,
+    MIXED,
     WORST,
+    base_of,
     hindsight,
     reference,
     regret,
@@ -52,6 +54,7 @@ from simulations.emdpo.language_tables import (
     uneven,
     written,
 )
+from simulations.emdpo.language_tables import COMPARED as DIFFERENCES
 from simulations.emdpo.plots import gain, identifiability_plot
 from simulations.emdpo.policies import mixtures_of, parts_of, scored_prompts, utilities_of
 from simulations.emdpo.real import differences
@@ -268,7 +271,7 @@ def test_regret_is_what_the_best_policy_of_the_seed_has_more() -> None:
     two = made_up((0.75, 0.25), {"0": (0.5, -1.0), "1": (-0.5, 1.0), "base": (0.0, -0.25), "log_linear": (0.25, 0.5)})
     two.scores.update({f"weight/{name}/{k}": 0.5 for name in ("mmra", "mmra_normalised", "maxmin") for k in (0, 1)})
     found = {"dpo_16": {11: one}, "em_16": {11: two}}
-    assert [reference(found, 11, name) for name in ("praise", "criticism")] == [0.75, 1.0]
+    assert [reference(found, "em_16", 11, name) for name in ("praise", "criticism")] == [0.75, 1.0]
     alone = regrets(found, "dpo_16", "shares")[11]
     assert alone == {"praise": 0.0, "criticism": 1.5, WORST: 1.5, MEAN: 0.75, ANNOTATORS: 0.375}
     mixture = regrets(found, "em_16", "mmra")[11]
@@ -303,11 +306,11 @@ def test_references_among_equals_are_of_arms_with_as_many_judgments() -> None:
     one = made_up((1.0, 0.0), {"0": (0.75, -0.5), "base": (0.0, -0.25)})
     two = made_up((0.5, 0.5), {"0": (0.5, -1.0), "1": (-0.5, 1.0), "base": (0.0, -0.25)})
     two.scores.update({f"weight/{name}/{k}": 0.5 for name in ("mmra", "mmra_normalised", "maxmin") for k in (0, 1)})
-    best = made_up((1.0, 0.0), {"0": (1.0, 1.0)})
+    best = made_up((1.0, 0.0), {"0": (1.0, 1.0), "base": (0.0, -0.25)})
     found = {"dpo_16": {11: one}, "em_16": {11: two}, "random_16": {11: best}, "em_430": {11: best}}
-    assert reference(found, 11, "praise") == 1.0
-    assert reference(found, 11, "praise", EQUALS["_16"]) == 0.75
-    assert reference(found, 11, "praise", EQUALS["_430"]) == 1.0
+    assert reference(found, "em_16", 11, "praise") == 1.0
+    assert reference(found, "em_16", 11, "praise", EQUALS["_16"]) == 0.75
+    assert reference(found, "em_16", 11, "praise", EQUALS["_430"]) == 1.0
     # Of one DPO 0 and 1.5, of MMRA 0.75 and 1: the worst differ by 0.5 there, and by 0.5 with all arms too.
     row = "| EM-DPO + MMRA − one DPO for all, 1 seed | +0.75 | -0.50 | -0.50 |"
     assert row in regret(found)
@@ -326,15 +329,24 @@ def test_what_is_distilled_from_is_not_scored() -> None:
     assert [arm.name for arm in EXPERIMENTS["language"].arms if "distilled" in arm.scores] == ["em_16", "em_430"]
 
 
-def test_a_seeds_arms_share_their_base_model() -> None:
+def test_references_are_of_the_same_base_model() -> None:
+    one, two = (made_up((1.0, 0.0), {"0": (value, 0.0), "base": (0.0, -0.25)}) for value in (0.5, 1.0))
+    found = {"dpo_16": {11: one}, "dpo_430": {11: two}}
+    assert reference(found, "dpo_16", 11, "praise") == 1.0
+    two.scores["perplexity/base"] += 0.1
+    assert reference(found, "dpo_16", 11, "praise") == 0.5
+    assert regrets(found, "dpo_430", "shares")[11]["praise"] == 0.0
+
+
+def test_arms_that_are_compared_share_their_base_model() -> None:
     recorded = from_json((FOLDER / "results" / "language.json").read_text())
-    bases: dict[int, set[float]] = {}
-    for seeds in recorded.values():
-        for seed, result in seeds.items():
-            if "perplexity/base" in result.scores:
-                bases.setdefault(seed, set()).add(round(result.scores["perplexity/base"], 4))
-    assert bases
-    assert all(len(own) == 1 for own in bases.values())
+    compared = 0
+    for labels in DIFFERENCES:
+        one, other = (MIXED[label][0] for label in labels)
+        for seed in set(regrets(recorded, *MIXED[labels[0]])) & set(regrets(recorded, *MIXED[labels[1]])):
+            assert base_of(recorded, one, seed) == base_of(recorded, other, seed) is not None
+            compared += 1
+    assert compared
 
 
 def test_tables_of_the_language_model_leave_out_what_has_not_run() -> None:
