@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import signal
@@ -177,3 +178,18 @@ def test_a_server_waits_for_missing_sites_and_then_says_so(tmp_path: Path) -> No
     told = "2 of 3 nodes connected within 20 s; start the others or raise federation.node_timeout"
     assert told in federation.log("run")
     assert told in (RunDirectory.open(federation.run).read_summary().reason or "")
+
+
+def test_a_site_that_comes_late_takes_part_from_then_on(tmp_path: Path) -> None:
+    with deployed(tmp_path, *TINY, "federation.rounds=8", start=2) as federation:
+        asked = federation.running.root / "operator" / "run.toml"
+        asked.write_text(asked.read_text().replace("nodes = 3", "nodes = 2"))
+        federation.running.submit()
+        federation.wait_for_checkpoint(1)
+        federation.running.start_site(federation.plan.sites[2].name)
+        assert finish(federation) == 0
+        log = federation.log("run")
+    assert "came late and takes part from now on" in log
+    rows = [json.loads(line) for line in (federation.run / "metrics.jsonl").read_text().splitlines()]
+    server = {(row["round"], row["name"]): row["value"] for row in rows if row["scope"] == "server"}
+    assert [server[number, "cohort"] - server[number, "clients_failed"] for number in (1, 8)] == [2, 3]
