@@ -13,19 +13,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fedalign.config import parse, resolve, to_json
+from fedalign.config import parse, resolve
 from fedalign.contribution import State
 from fedalign.data.progress import silent
 from fedalign.data.schema import GroupJudgments
-from fedalign.federation.conductor import Job
 from fedalign.federation.observer import Observer
 from fedalign.methods.pluralllm import GPOPhase, PluralLLM
 from fedalign.methods.survey import points_of
 from fedalign.models.gpo import GPOModel
 from fedalign.objectives.gpo_nll import gpo_nll
 from fedalign.rng import Streams
-from fedalign.site import open_site, setting
-from scripts.benchmark_task import Federation
+from scripts.benchmark_task import Federation, configured
 
 
 @dataclass(frozen=True)
@@ -77,22 +75,7 @@ class Survey:
 
     def federation(self, engine: Sequence[str], place: Path, observers: Sequence[Observer]) -> Federation:
         """Return what an engine runs."""
-        resolved = resolve([*self.overrides(), *engine])
-        config = parse(resolved)
-        clients = len(open_site(to_json(resolved), {}).data.clients)
-        job = Job(
-            method=config.method.name,
-            selection=config.method.selection,
-            phases=config.method.phases(setting(config)),
-            federation=config.federation,
-            seed=config.seed,
-            config=to_json(resolved),
-            nodes=config.engine.nodes(clients),
-            checkpoints=place / "checkpoints",
-            observers=observers,
-            resume=False,
-        )
-        return Federation(config.engine, job, open_site, clients, GPOPhase.name)
+        return configured([*self.overrides(), *engine], place, observers, GPOPhase.name)
 
     def bare(self, tick: Callable[[], None]) -> State:
         """Train in plain PyTorch, one network, one Adam a client, and the mean of the deltas; return the last weights.

@@ -11,6 +11,7 @@ from typing import Protocol, TypeVar
 
 import torch
 
+from fedalign.config import parse, resolve, to_json
 from fedalign.contribution import State
 from fedalign.engines.base import Engine
 from fedalign.federation.conductor import Job, Outcome
@@ -18,6 +19,7 @@ from fedalign.federation.observer import Observer
 from fedalign.federation.server_app import make_server_app
 from fedalign.federation.site import OpenSite
 from fedalign.report.metrics_log import MetricsLog
+from fedalign.site import open_site, setting
 from scripts.benchmark_clock import Stopwatch
 
 
@@ -41,6 +43,26 @@ class Federation:
     open_site: OpenSite
     clients: int
     phase: str
+
+
+def configured(overrides: Sequence[str], place: Path, observers: Sequence[Observer], phase: str) -> Federation:
+    """Return what ``fedalign run`` would run with these overrides, with checkpoints under ``place``."""
+    resolved = resolve(list(overrides))
+    config = parse(resolved)
+    clients = len(open_site(to_json(resolved), {}).data.clients)
+    job = Job(
+        method=config.method.name,
+        selection=config.method.selection,
+        phases=config.method.phases(setting(config)),
+        federation=config.federation,
+        seed=config.seed,
+        config=to_json(resolved),
+        nodes=config.engine.nodes(clients),
+        checkpoints=place / "checkpoints",
+        observers=observers,
+        resume=False,
+    )
+    return Federation(config.engine, job, open_site, clients, phase)
 
 
 class Federated(Protocol):

@@ -6,14 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedalign.config import parse, resolve, to_json
 from fedalign.errors import UserError
-from fedalign.federation.conductor import Job
 from fedalign.federation.observer import Observer
 from fedalign.models.language_model import LanguageModelSpec
 from fedalign.pretrained import Dtype
-from fedalign.site import open_site, setting
-from scripts.benchmark_task import Federation
+from scripts.benchmark_task import Federation, configured
 
 PHASE = "em"
 
@@ -63,22 +60,7 @@ class Texts:
 
     def federation(self, engine: Sequence[str], place: Path, observers: Sequence[Observer]) -> Federation:
         """Return what an engine runs."""
-        resolved = resolve([*self.overrides(), *engine, f"engine.threads={self.threads}"])
-        config = parse(resolved)
-        clients = len(open_site(to_json(resolved), {}).data.clients)
-        job = Job(
-            method=config.method.name,
-            selection=config.method.selection,
-            phases=config.method.phases(setting(config)),
-            federation=config.federation,
-            seed=config.seed,
-            config=to_json(resolved),
-            nodes=config.engine.nodes(clients),
-            checkpoints=place / "checkpoints",
-            observers=observers,
-            resume=False,
-        )
-        return Federation(config.engine, job, open_site, clients, PHASE)
+        return configured([*self.overrides(), *engine, f"engine.threads={self.threads}"], place, observers, PHASE)
 
 
 def enlarged(model: str, width: int, layers: int, place: Path) -> str:

@@ -16,12 +16,7 @@ SMALL = ["--layers", "1", "--widths", "48", "--vocabulary", "50", "--each", "1",
 SMALL += ["--new-tokens", "3", "--rank", "2"]
 
 
-@pytest.fixture(autouse=True)
-def threads_as_before():
-    threads = torch.get_num_threads()
-    with torch.random.fork_rng():
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("threads_as_before")
 
 
 def work(**changes):

@@ -21,12 +21,7 @@ SMALL = ["--device", "cpu", "--batch", "2", "--tokens", "6", "--steps", "1", "--
 TEXTS = replace(Texts("", "cpu", "float32"), clients=2, steps=1, batch=2)
 
 
-@pytest.fixture(autouse=True)
-def threads_as_before():
-    threads = torch.get_num_threads()
-    with torch.random.fork_rng():
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("threads_as_before")
 
 
 @pytest.fixture

@@ -16,12 +16,7 @@ from tests.language_models import random_model
 SMALL = ["--batch", "3", "--tokens", "8", "--prompts", "2", "--prompt-tokens", "3", "--new-tokens", "4"]
 
 
-@pytest.fixture(autouse=True)
-def threads_as_before():
-    threads = torch.get_num_threads()
-    with torch.random.fork_rng():
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("threads_as_before")
 
 
 @pytest.fixture(scope="module")
