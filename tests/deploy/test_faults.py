@@ -144,6 +144,40 @@ def test_a_node_that_never_answers_costs_the_timeout_only(tmp_path: Path, monkey
     assert_equal(without_second_site(tmp_path / "here", monkeypatch, *overrides), state_of(federation.run))
 
 
+GARBAGE = """
+import fedalign.federation.desk as desk
+from fedalign.contribution import Contribution
+
+real = desk.encode_contribution
+
+
+def garbage(honest):
+    wrong = {name: tensor.flatten()[:1] * float("nan") for name, tensor in honest.tensors.items()}
+    return real(Contribution(wrong, honest.scalars))
+
+
+desk.encode_contribution = garbage
+"""
+"""What a site's every Python process does first, so that its changes of the model are NaN and of other shapes."""
+
+
+def test_a_node_that_answers_garbage_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "evil").mkdir()
+    (tmp_path / "evil" / "sitecustomize.py").write_text(GARBAGE)
+    with deployed(tmp_path, start=0) as federation:
+        environment = federation.running.environment
+        paths = environment["PYTHONPATH"]
+        for place, site in enumerate(federation.plan.sites):
+            environment["PYTHONPATH"] = f"{tmp_path / 'evil'}{os.pathsep}{paths}" if place == 1 else paths
+            federation.running.start_site(site.name)
+        environment["PYTHONPATH"] = paths
+        federation.running.submit()
+        assert finish(federation) == 0
+        log = federation.log("run")
+    assert "round 1 of phase gpo: nothing to add from" in log
+    assert_equal(without_second_site(tmp_path / "here", monkeypatch), state_of(federation.run))
+
+
 def test_a_disk_that_takes_no_more_ends_the_run_and_can_be_mended(tmp_path: Path) -> None:
     with deployed(tmp_path) as federation:
         federation.running.submit()

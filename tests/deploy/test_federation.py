@@ -16,7 +16,9 @@ from fedalign.deployment.running import RunningFederation, free_ports
 from fedalign.errors import RunFailed
 from fedalign.report.run_directory import RunDirectory
 from fedalign.run import start
+from tests.language_models import random_model
 from tests.laws.conftest import residuals
+from tests.tiny_alignment import ALIGNMENT
 
 from .federation import TINY, Deployed, deployed, state_of, wait_for
 
@@ -45,6 +47,19 @@ def test_pluralllm_ends_with_the_state_of_a_run_in_process(federation: Deployed,
     assert f"the run is in {federation.run}" in told
     assert "gpo: round 2 of 2" in told
     assert "3 of 3 clients" in told
+
+
+def test_a_language_model_is_fine_tuned_to_the_state_of_a_run_in_process(federation: Deployed, tmp_path: Path) -> None:
+    overrides = (
+        "method=dprlhf", *ALIGNMENT, "federation.rounds=0", "method.sft.rounds=2", "federation.evaluate_every=9",
+        "federation.checkpoint_every=9", f"model.model={random_model('gpt2', tmp_path / 'model')}",
+    )  # fmt: skip
+    code, told = federation.running.ask("run.sh", *overrides, f"output={tmp_path / 'there'}")
+    assert code == 0, told
+    here = start([*overrides, f"output={tmp_path / 'here'}"])
+    largest, mean = residuals(state_of(here.directory, "sft"), state_of(tmp_path / "there", "sft"))
+    assert largest <= TOLERANCE
+    assert mean <= TOLERANCE
 
 
 def test_private_keys_are_in_their_own_folders_only(federation: Deployed) -> None:
