@@ -133,8 +133,7 @@ class RunningTotal:
                 added.append(tensor.detach())
             else:
                 self._tensors[name] = tensor.detach().to(torch.float64, copy=True)
-        if known:
-            torch._foreach_add_(known, added)
+        _add_in_place(known, added)
         for name, value in contribution.scalars.items():
             self._scalars[name] = self._scalars.get(name, 0.0) + value
 
@@ -216,10 +215,28 @@ def _two_sum(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     return rounded, lost.add_(rest)
 
 
+def _add_in_place(totals: Sequence[Tensor], terms: Sequence[Tensor]) -> None:
+    """Add to each total, which is float64, its term."""
+    rest, rest_of_terms = [], []
+    for total_so_far, term in zip(totals, terms, strict=True):
+        if _numpy_converts(total_so_far) and _numpy_converts(term):
+            array = total_so_far.numpy()
+            np.add(array, term.numpy(), out=array)
+        else:
+            rest.append(total_so_far)
+            rest_of_terms.append(term)
+    if rest:
+        torch._foreach_add_(rest, rest_of_terms)
+
+
+def _numpy_converts(tensor: Tensor) -> bool:
+    """Tell whether NumPy can add a tensor in float64: it converts piece by piece, where PyTorch copies it all first."""
+    return tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64)
+
+
 def _sum_of_rows(tensor: Tensor) -> Tensor:
     """Return the sum over the first dimension, in float64."""
-    if tensor.device.type == "cpu" and tensor.dtype == torch.float32:
-        # NumPy converts piece by piece, where PyTorch first makes a copy of it all.
+    if _numpy_converts(tensor):
         return torch.from_numpy(np.asarray(np.add.reduce(tensor.numpy(), axis=0, dtype=np.float64)))
     return tensor.sum(0, dtype=torch.float64)
 

@@ -46,6 +46,28 @@ def test_a_name_that_one_addend_lacks_counts_as_zero() -> None:
     assert summed.scalars == {"n": 1.5, "m": 2.0}
 
 
+@given(SEEDS, st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.int64]))
+def test_a_running_total_is_that_in_float64_bit_for_bit(seed: int, dtype: torch.dtype) -> None:
+    """Whoever adds: terms of every kind, transposed ones and empty ones, each of which stays as it is."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((40, 300), (7,), (), (0, 2))
+    terms = [
+        [torch.randn(shape, generator=generator).mul(10 ** (seed % 7)).to(dtype) for shape in shapes] for _ in "abcd"
+    ]
+    terms = [[matrix.T, *rest] for matrix, *rest in terms]
+    before = [[tensor.clone() for tensor in term] for term in terms]
+    summed = total(Contribution({str(place): tensor for place, tensor in enumerate(term)}) for term in terms)
+    for place, found in summed.tensors.items():
+        expected = terms[0][int(place)].double().clone()
+        for term in terms[1:]:
+            expected = expected + term[int(place)].double()
+        assert found.dtype == torch.float64
+        assert torch.equal(found, expected)
+    assert all(
+        torch.equal(a, b) for term, old in zip(terms, before, strict=True) for a, b in zip(term, old, strict=True)
+    )
+
+
 def test_nothing_adds_up_to_nothing() -> None:
     assert total([]) == Contribution()
 

@@ -17,6 +17,7 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import ServerApp
 from pydantic import Field
 
+from fedalign.engines.allocator import keep_freed_memory
 from fedalign.engines.base import Engine
 from fedalign.federation.client_app import make_client_app
 from fedalign.federation.exchange import StreamingGrid
@@ -134,6 +135,7 @@ class InProcess(Engine):
 
 def run_on_one_node(server_app: ServerApp, client_app: ClientApp) -> None:
     """Call the server app with a grid whose only node runs the client app."""
+    keep_freed_memory()
     node = Context(_RUN_ID, _CLIENT_NODE, node_config={}, state=RecordDict(), run_config={})
     grid = InProcessGrid(client_app, {_CLIENT_NODE: node})
     server_app(grid, Context(_RUN_ID, _SERVER_NODE, node_config={}, state=RecordDict(), run_config={}))

@@ -12,6 +12,7 @@ from flwr.app import Context, RecordDict
 from flwr.serverapp import ServerApp
 from pydantic import Field
 
+from fedalign.engines.allocator import keep_freed_memory
 from fedalign.engines.base import Engine
 from fedalign.errors import UserError
 from fedalign.federation.client_app import make_client_app
@@ -84,6 +85,7 @@ class Ray(Engine):
         from fedalign.engines.ray_grid import RayGrid
         from fedalign.engines.ray_pool import RayPool
 
+        keep_freed_memory()
         with self._cluster():
             check_room(self.workers, self.cpus_per_worker, self.gpus_per_worker)
             pool = RayPool(

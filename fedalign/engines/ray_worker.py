@@ -14,6 +14,7 @@ from typing import Any
 from flwr.app import Context, Message, RecordDict
 from flwr.app.metadata import Metadata
 
+from fedalign.engines.allocator import keep_freed_memory
 from fedalign.engines.ray_memories import Changes, client_of
 from fedalign.engines.ray_packing import Packed, pack, record_dict, unpack
 from fedalign.federation.client_app import make_client_app
@@ -86,6 +87,7 @@ class Worker:
     """
 
     def __init__(self, open_site: OpenSite) -> None:
+        keep_freed_memory()
         self._open, self._app = open_site, make_client_app(open_site)
         self._read: tuple[int, RecordDict] = (0, RecordDict())
 

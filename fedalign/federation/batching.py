@@ -15,6 +15,7 @@ _TRIALS = 2
 _FIRST_STACK = 8
 _START_UP = 0.2
 """Seconds."""
+_MOST_BROKEN = 3
 
 
 @dataclass
@@ -30,6 +31,7 @@ class Trial:
     verdict: bool | None = None
     _loop: list[float] = field(default_factory=list)
     _stack: list[float] = field(default_factory=list)
+    _broken: int = 0
 
     def size(self, waiting: int, cohort: int) -> int:
         """Return how many of the ``waiting`` clients come next: as it was decided, or whose turn it is to be tried."""
@@ -47,6 +49,8 @@ class Trial:
         The first stack is a small one, in case that stacks are slow. It may lose some time by starting up; if it lost
         more, no other is tried, else the second one tells, which is small as well where the first has lost.
         """
+        if clients > 1:
+            self._broken = 0
         if self.verdict is not None:
             return
         (self._stack if clients > 1 else self._loop).append(seconds / clients)
@@ -57,6 +61,13 @@ class Trial:
             self.verdict = lost < 0
         elif clients > 1 and lost * clients > _START_UP:
             self.verdict = False
+
+    def broke(self) -> bool:
+        """Learn that a stack could not be trained; return whether that was so often in a row that no other is tried."""
+        self._broken += 1
+        if self._broken >= _MOST_BROKEN:
+            self.verdict = False
+        return self.verdict is False
 
 
 class Batching:
@@ -118,3 +129,7 @@ class PhaseBatching:
     def note(self, clients: int, seconds: float) -> None:
         """Learn from what the training of ``clients`` clients together took."""
         self.trial.note(clients, seconds)
+
+    def broke(self) -> bool:
+        """Learn that a stack could not be trained; return whether there will be no other in this phase."""
+        return self.trial.broke()

@@ -98,7 +98,8 @@ class LocalWork:
             stacked = self._train_many([self._waiting[place] for place in range(size)])
         except Exception as error:
             # It may be the fault of one of them alone, and is found out when they are trained one by one.
-            _log.warning("phase %s: %d clients cannot be trained together: %s", self._phase.name, size, error)
+            rest = "; from now on all are trained one by one" if self._batching.broke() else ""
+            _log.warning("phase %s: %d clients cannot be trained together: %s%s", self._phase.name, size, error, rest)
             self._alone = size
             return None
         self._batching.note(size, self._batching.clock() - start)

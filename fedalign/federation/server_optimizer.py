@@ -27,7 +27,8 @@ class Stepper(ABC):
         """Return the state moved along ``delta``; tensors without a delta are passed on as they are."""
         moved = dict(state)
         for name, value in delta.items():
-            moved[name] = (state[name].double() + self.direction(name, value.double())).to(state[name].dtype)
+            place = state[name].to(torch.float64, copy=True)
+            moved[name] = place.add_(self.direction(name, value.double())).to(state[name].dtype)
         return moved
 
     def _moment(self, kind: str, name: str, like: Tensor, start: float) -> Tensor:
@@ -49,7 +50,7 @@ class _Momentum(Stepper):
 
     def direction(self, name: str, delta: Tensor) -> Tensor:
         if not self.momentum:
-            return self.lr * delta
+            return delta if self.lr == 1.0 else self.lr * delta
         velocity = self.momentum * self._moment("velocity", name, delta, 0.0) + delta
         self.moments[f"velocity/{name}"] = velocity
         return self.lr * velocity

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_WITHOUT_PARAMETERS = (nn.Sequential, nn.ModuleList, nn.ReLU, nn.GELU, nn.Tanh, nn.Identity, nn.Dropout)
+_WITHOUT_PARAMETERS = (nn.Sequential, nn.ModuleList, nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Identity, nn.Dropout)
 
 
 class _Affine(torch.autograd.Function):

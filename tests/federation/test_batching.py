@@ -166,6 +166,28 @@ def test_a_stack_that_breaks_is_trained_one_by_one(tmp_path: Path, caplog: pytes
     same(summed, Node(tmp_path / "other", Side(), None).ask("abcef")[0])
 
 
+@pytest.mark.parametrize("choose", [STACK, "auto"])
+def test_after_three_broken_stacks_in_a_row_none_is_tried(
+    tmp_path: Path, choose: Choice, caplog: pytest.LogCaptureFixture
+) -> None:
+    node = Node(tmp_path, Side(), batching(choose, cohort=6))
+    node.phase.broken = {"everybody"}
+    with caplog.at_level(logging.WARNING):
+        told = [node.ask()[1].clients for _ in range(5)]
+    assert told == [CLIENTS] * 5
+    assert sum(len(turn) > 1 for turn in node.phase.turns) == 3
+    assert caplog.text.count("cannot be trained together") == 3
+    assert caplog.text.count("from now on all are trained one by one") == 1
+
+
+def test_a_stack_that_is_trained_makes_up_for_broken_ones(tmp_path: Path) -> None:
+    node = Node(tmp_path, Side(), batching(STACK, cohort=6))
+    for broken in ({"everybody"}, {"everybody"}, set(), {"everybody"}, {"everybody"}, set()):
+        node.phase.broken = broken
+        node.ask()
+    assert sum(len(turn) > 1 for turn in node.phase.turns) == 6
+
+
 @pytest.mark.parametrize("together", [0.9, 1.2])
 def test_the_faster_way_is_found_on_the_first_clients_and_kept(tmp_path: Path, together: float) -> None:
     clock = Clock()

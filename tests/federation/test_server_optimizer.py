@@ -41,6 +41,19 @@ def test_fedavg_with_rate_one_is_the_mean_of_the_clients() -> None:
     np.testing.assert_allclose(stepped["w"].numpy(), clients.mean(0))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "spec", [FedAvg(1.0), FedAvg(0.5), FedAvgM(1.0, 0.9), FedAdaptive("adam", 1.0, 0.9, 0.99, 0.1)]
+)
+def test_a_step_leaves_what_it_was_given_alone(spec: ServerOptimizerSpec, dtype: torch.dtype) -> None:
+    state, delta = {"w": torch.tensor(START, dtype=dtype)}, {"w": torch.tensor(deltas()[0])}
+    moved = spec.build().step(state, delta)["w"]
+    assert moved.dtype == dtype
+    assert not torch.equal(moved, state["w"])
+    assert torch.equal(state["w"], torch.tensor(START, dtype=dtype))
+    assert torch.equal(delta["w"], torch.tensor(deltas()[0]))
+
+
 def test_server_momentum() -> None:
     weights, velocity = START.copy(), np.zeros_like(START)
     for delta in deltas():

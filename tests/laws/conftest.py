@@ -101,9 +101,20 @@ def selector_overrides(*overrides: str) -> list[str]:
     return [*(o for o in SELECTOR if not (bare and "prototypes" in o)), *overrides]
 
 
+_WITHOUT_INFLUENCE = ("attention.key_value.bias", "head.2.bias")
+
+
 def final_state(result: Result, phase: str = "gpo") -> State:
     """Return the final state of a run's phase."""
     return load_file(result.directory / "model" / f"{phase}.safetensors")
+
+
+def felt(state: State) -> State:
+    """Return the tensors of a survey network that predictions depend on: a softmax cancels two biases.
+
+    Their true gradient is zero, and Adam makes steps of up to full size out of the rounding in it.
+    """
+    return {name: tensor for name, tensor in state.items() if not name.endswith(_WITHOUT_INFLUENCE)}
 
 
 def residuals(one: State, other: State) -> tuple[float, float]:

@@ -20,7 +20,7 @@ from fedalign.report.summary import PRIVACY_KEYS
 from fedalign.run import JOURNAL, Result, resume
 from tests.cases import mostly_slow
 
-from .conftest import Runner, final_state, residuals
+from .conftest import Runner, felt, final_state, residuals
 from .test_engines_agree import separate
 
 SEEDED = "privacy/randomness=seeded"
@@ -206,7 +206,7 @@ def test_a_secure_sum_changes_nothing_but_the_last_digits(run: Runner) -> None:
     """Without the question prior, whose contributors are not named in a secure sum: none takes its own part out."""
     bare = (*SHORT, "method.prior=none")
     plain, secure = run("plain", *bare), run("secure", *bare, "privacy=secure_sum")
-    largest, _ = residuals(final_state(plain), final_state(secure))
+    largest, _ = residuals(felt(final_state(plain)), felt(final_state(secure)))
     assert largest <= 1e-6
     for name in ("unseen/alignment_score", "train/alignment_score"):
         assert secure.summary.metrics[name] == pytest.approx(plain.summary.metrics[name], abs=1e-4)

@@ -281,9 +281,10 @@ def test_each_preference_comes_to_the_expert_that_is_right_for_it(folder: Path, 
 
 
 def test_weights_by_token_beat_all_that_are_constant(folder: Path) -> None:
-    steps = {"steps": 2, "optimizer": "adam", "lr": 0.03}
-    own = control_phase(folder, controlled(online("rloo"), transformer(), steps), Scripted(TURNS))
-    after = rounds(own, own.initial(START, {}), client(rl=wishes(BOTH, count=8)), count=40)
+    # Steps that are larger, or of fewer prompts, may end with one expert alone, as the draws have it.
+    steps = {"steps": 2, "optimizer": "adam", "lr": 0.02}
+    own = control_phase(folder, controlled(online("rloo"), transformer(), steps, batch=16), Scripted(TURNS))
+    after = rounds(own, own.initial(START, {}), client(rl=wishes(BOTH, count=16)), count=40)
     found = reward_of(own, after, BOTH)
     vector = own.preferences.vector(BOTH, "").expand(64, 4)
     prompts = [PROMPTS[i % len(PROMPTS)] for i in range(64)]

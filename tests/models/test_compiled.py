@@ -16,13 +16,14 @@ from fedalign.models.lora import trainable_state
 from fedalign.models.lora_body import LoraBody
 from fedalign.privacy.local import DPSGD
 from fedalign.privacy.unit_gradients import unit_gradients
+from tests.cases import mostly_slow
 from tests.language_models import policy, random_model, shake
 from tests.models.test_language_model import padded, valued
 
 TEXTS = [[2, 3, 4, 5], [6, 7, 8, 9, 10, 11], [4, 4]]
 
 
-@pytest.fixture(params=["gpt2", "qwen2"])
+@pytest.fixture(params=mostly_slow(["gpt2", "qwen2"], ["gpt2"]))
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """Give random models of two architectures."""
     return random_model(request.param, tmp_path)
@@ -118,7 +119,7 @@ def test_a_compiled_body_reads_what_a_plain_one_reads(folder: Path, traced: list
     assert traced
 
 
-@pytest.mark.parametrize("way", ["hooks", "functorch", "ghost"])
+@pytest.mark.parametrize("way", mostly_slow(["hooks", "functorch", "ghost"], ["hooks"]))
 def test_hooks_refuse_a_compiled_network_and_a_pass_for_each_unit_takes_it(
     tmp_path: Path, way: Any, traced: list[int]
 ) -> None:

@@ -35,7 +35,7 @@ class Closed(Scaled):
 
 
 def network() -> nn.Sequential:
-    layers = (nn.Linear(3, 4), nn.GELU(), nn.LayerNorm(4), Scaled(), nn.Linear(4, 2, bias=False))
+    layers = (nn.Linear(3, 4), nn.GELU(), nn.LayerNorm(4), nn.SiLU(), Scaled(), nn.Linear(4, 2, bias=False))
     return nn.Sequential(*layers).double()
 
 
