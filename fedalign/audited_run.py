@@ -15,8 +15,8 @@ from fedalign.data.federated import Role
 from fedalign.errors import RunFailed, UserError
 from fedalign.federation.canary import OneClient, with_canaries
 from fedalign.federation.canary_score import ScoringCustodian
-from fedalign.federation.conductor import Job, Outcome
 from fedalign.federation.directory import ClientDirectory
+from fedalign.federation.job import Job, Outcome
 from fedalign.federation.server_app import make_server_app
 from fedalign.federation.site import Site
 from fedalign.guarantee import Phases, account_of, check_guarantee, local_privacy, taken_as_public

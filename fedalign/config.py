@@ -24,7 +24,7 @@ from fedalign.data.names import suggest
 from fedalign.data.schema import Encoder
 from fedalign.engines.base import Engine
 from fedalign.errors import UserError
-from fedalign.federation.conductor import Federation
+from fedalign.federation.job import Federation
 from fedalign.federation.population import Population
 from fedalign.methods.base import Method
 from fedalign.models.base import ModelSpec

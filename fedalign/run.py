@@ -8,7 +8,6 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +16,23 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedalign.config import RunConfig, parse, resolve, to_json
-from fedalign.data.schema import Question
 from fedalign.errors import RunFailed, UserError
 from fedalign.federation.checkpoint import NEWEST, Checkpoint
-from fedalign.federation.conductor import CLOCK, Job, Outcome
-from fedalign.federation.directory import ClientDirectory
+from fedalign.federation.job import Job, Outcome
 from fedalign.federation.observer import Observer
 from fedalign.federation.payload import reply_bytes
 from fedalign.federation.population import Everybody
 from fedalign.federation.server_app import make_server_app
-from fedalign.guarantee import check_aggregation, check_guarantee, check_users, custody_of, refuse_open_metrics
+from fedalign.guarantee import check_aggregation, custody_of, refuse_open_metrics
 from fedalign.methods.base import Phase
-from fedalign.model_files import save_model
 from fedalign.report.environment import environment
 from fedalign.report.heartbeat import StatusFile
 from fedalign.report.metrics_log import MetricsLog
-from fedalign.report.profile import Part, parts
 from fedalign.report.progress import Progress
-from fedalign.report.render import render_run
 from fedalign.report.round_log import RoundLog
 from fedalign.report.run_directory import RunDirectory
-from fedalign.report.summary import Summary, Timing, Traffic, final_values
+from fedalign.run_data import RunData, checked_data
+from fedalign.run_end import Result, save_trained, write_end
 from fedalign.site import open_site, phases_of
 
 _log = logging.getLogger(__name__)
@@ -53,23 +48,6 @@ Carry = Callable[[ServerApp], None]
 """Starts a server app on some grid and returns when it is done."""
 
 
-@dataclass(frozen=True)
-class Result:
-    """A finished run.
-
-    Parameters
-    ----------
-    directory : Path
-    summary : Summary
-    profile : sequence of Part
-        Where the time went.
-    """
-
-    directory: Path
-    summary: Summary
-    profile: Sequence[Part] = ()
-
-
 def start(overrides: Sequence[str]) -> Result:
     """Run what the overrides say, in a new run directory.
 
@@ -82,9 +60,9 @@ def start(overrides: Sequence[str]) -> Result:
     """
     resolved = resolve(overrides)
     config = parse(resolved)
-    population = _checked_population(resolved, config)
+    data = checked_data(resolved, config, open_site)
     directory = _prepare(resolved, config)
-    return _conduct_here(directory, resolved, config, population)
+    return _conduct_here(directory, resolved, config, data)
 
 
 def resume(path: Path) -> Result:
@@ -98,9 +76,9 @@ def resume(path: Path) -> Result:
     directory = RunDirectory.open(path)
     resolved = directory.read_config()
     config = parse(resolved)
-    population = _checked_population(resolved, config)
-    _wind_back(directory, config, phases_of(config, population.questionnaire, population.questions))
-    return _conduct_here(directory, resolved, config, population, resume=True)
+    data = checked_data(resolved, config, open_site)
+    _wind_back(directory, config, phases_of(config, data.questionnaire, data.questions))
+    return _conduct_here(directory, resolved, config, data, resume=True)
 
 
 def start_on_grid(grid: Grid, context: Context, overrides: Sequence[str]) -> None:
@@ -133,7 +111,7 @@ def start_on_grid(grid: Grid, context: Context, overrides: Sequence[str]) -> Non
     def carry(server: ServerApp) -> None:
         server(grid, context)
 
-    _conduct(directory, resolved, config, nodes, carry, _Population(0, {}, {}), resume=resumed is not None)
+    _conduct(directory, resolved, config, nodes, carry, RunData(0, {}, {}), resume=resumed is not None)
 
 
 def resumed_directory(overrides: Sequence[str]) -> Path | None:
@@ -163,35 +141,6 @@ def _wind_back(directory: RunDirectory, config: RunConfig, phases: Sequence[Phas
     directory.truncate_metrics(names[checkpoint.phase], checkpoint.round, names)
 
 
-@dataclass(frozen=True)
-class _Population:
-    """How many clients there are, what was left out on the way, what a survey asks; and the seconds to find out."""
-
-    clients: int
-    dropped: Mapping[str, int]
-    questionnaire: Mapping[str, int]
-    questions: Mapping[str, Question] = field(default_factory=dict)
-    seconds: float = 0.0
-
-
-def _checked_population(resolved: Resolved, config: RunConfig) -> _Population:
-    """Look at the data; what is bad in them is found here, before anything is written or started."""
-    began = time.perf_counter()
-    site = open_site(to_json(resolved), {})
-    directory = ClientDirectory.of(site.data.clients)
-    directory.check(site.phases, config.federation.sampler)
-    directory.check_least(site.phases, config.federation.min_clients)
-    directory.check_cohorts(site.phases, config.federation.sampler, config.federation.aggregation)
-    check_aggregation(config, site.phases)
-    config.population.fleet(directory.training, config.seed)
-    check_guarantee(config, site.phases, directory)
-    check_users(config, site.phases, ((client, site.data.shard(client)) for client in directory.training))
-    site.check(client.name for client in site.data.clients)
-    data = site.data
-    seconds = time.perf_counter() - began
-    return _Population(len(data.clients), data.dropped, data.questionnaire, data.questions, seconds)
-
-
 def _prepare(resolved: Resolved, config: RunConfig) -> RunDirectory:
     """Make the run's directory and write down what is known before the run."""
     directory = RunDirectory.create(output_of(config))
@@ -201,16 +150,16 @@ def _prepare(resolved: Resolved, config: RunConfig) -> RunDirectory:
 
 
 def _conduct_here(
-    directory: RunDirectory, resolved: Resolved, config: RunConfig, population: _Population, resume: bool = False
+    directory: RunDirectory, resolved: Resolved, config: RunConfig, data: RunData, resume: bool = False
 ) -> Result:
     """Run on the configured engine."""
-    state_path, clients = (directory.checkpoints / "clients").resolve(), population.clients
+    state_path, clients = (directory.checkpoints / "clients").resolve(), data.clients
 
     def carry(server: ServerApp) -> None:
         config.engine.run(server, open_site, clients, state_path)
 
     nodes = config.engine.nodes(clients)
-    return _conduct(directory, resolved, config, nodes, carry, population, resume)
+    return _conduct(directory, resolved, config, nodes, carry, data, resume)
 
 
 def _conduct(
@@ -219,7 +168,7 @@ def _conduct(
     config: RunConfig,
     nodes: int,
     carry: Carry,
-    population: _Population,
+    data: RunData,
     resume: bool = False,
 ) -> Result:
     """Run the federation and write down what comes of it, good or bad."""
@@ -229,53 +178,22 @@ def _conduct(
     status = StatusFile(directory.status_file, config.method.headline)
     try:
         with _watched(directory, resolved, config, status) as observers, _threads(config.engine.threads):
-            jobs.append(_job(directory, resolved, config, nodes, observers, population, resume))
+            jobs.append(_job(directory, resolved, config, nodes, observers, data, resume))
             carry(make_server_app(lambda _: jobs[0], outcomes.append))
             if not outcomes:
                 raise RunFailed("the engine ended before the run did")
-            _save(directory.model, jobs[0], outcomes[0])
+            save_trained(directory.model, jobs[0], outcomes[0])
     except BaseException as error:
         reason = f"{type(error).__name__}: {error}".strip().rstrip(":")
         try:
             # What has been spent is spent.
             left = Outcome(privacy=jobs[0].custody.statement() if jobs else None)
-            _write_end(directory, config, population, left, time.perf_counter() - began, reason, status)
+            write_end(directory, config, data, left, time.perf_counter() - began, reason, status)
         except Exception:
             # What went wrong with the run matters more than that it could not be written down.
             _log.exception("%s: the end of the failed run could not be written", directory.path)
         raise
-    return _write_end(directory, config, population, outcomes[0], time.perf_counter() - began, None, status)
-
-
-def _save(place: Path, job: Job, outcome: Outcome) -> None:
-    """Write what was trained: our own files, and what the phases have for other libraries."""
-    save_model(place, job.method, outcome.artefacts)
-    for phase in job.phases:
-        if phase.name in outcome.artefacts:
-            phase.export(outcome.artefacts[phase.name], place)
-
-
-def _write_end(
-    directory: RunDirectory,
-    config: RunConfig,
-    population: _Population,
-    outcome: Outcome,
-    seconds: float,
-    reason: str | None,
-    status: StatusFile,
-) -> Result:
-    """Write the summary and the report of a run that is over, and then say that it is."""
-    began = time.perf_counter()
-    summary = replace(_summarise(directory, config, outcome, seconds, reason), dropped=dict(population.dropped))
-    directory.write_summary(summary)
-    try:
-        render_run(directory.path, config.method.headline if config.method.headline in summary.metrics else None)
-    finally:
-        status.close(summary.status, reason)
-    written = time.perf_counter() - began
-    outcome.counters["save_s"] = outcome.counters.get("save_s", 0.0) + written
-    total = population.seconds + summary.timing.total_s + written
-    return Result(directory.path, summary, parts(outcome.counters, total, population.seconds))
+    return write_end(directory, config, data, outcomes[0], time.perf_counter() - began, None, status)
 
 
 def _job(
@@ -284,10 +202,10 @@ def _job(
     config: RunConfig,
     nodes: int,
     observers: Sequence[Observer],
-    population: _Population,
+    data: RunData,
     resume: bool,
 ) -> Job:
-    phases = phases_of(config, population.questionnaire, population.questions)
+    phases = phases_of(config, data.questionnaire, data.questions)
     return Job(
         method=config.method.name,
         selection=config.method.selection,
@@ -299,7 +217,7 @@ def _job(
         checkpoints=directory.checkpoints,
         observers=observers,
         resume=resume,
-        custody=custody_of(config, phases, directory.checkpoints / JOURNAL, checked=population.clients > 0),
+        custody=custody_of(config, phases, directory.checkpoints / JOURNAL, checked=data.clients > 0),
         population=config.population,
         reply_bytes=functools.partial(reply_bytes, compression=config.compression, privacy=config.privacy),
     )
@@ -335,38 +253,6 @@ def _threads(number: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _summarise(
-    directory: RunDirectory, config: RunConfig, outcome: Outcome, seconds: float, reason: str | None
-) -> Summary:
-    metrics, groups = final_values(directory.read_metrics())
-    count = outcome.counters.get
-    updates, rounds = int(count("client_updates", 0)), int(count("rounds", 0))
-    compute, training = count("update_s", 0.0), count("train_s", 0.0)
-    total = seconds + count("earlier_s", 0.0)
-    timing = Timing(
-        total_s=total,
-        per_round_s=total / max(1, rounds),
-        client_updates=updates,
-        per_client_update_ms=1e3 * compute / max(1, updates),
-        engine_overhead_ms=1e3 * max(0.0, training - compute) / max(1, updates),
-        simulated_s=outcome.counters.get(CLOCK),
-    )
-    traffic = Traffic(int(count("down_bytes", 0)), int(count("up_bytes", 0)))
-    return Summary(
-        method=config.method.name,
-        data=config.data.name,
-        status="completed" if reason is None else "failed",
-        rounds=rounds,
-        metrics=metrics,
-        groups=groups,
-        privacy=outcome.privacy,
-        timing=timing,
-        traffic=traffic,
-        seed=config.seed,
-        reason=reason,
-    )
 
 
 def output_of(config: RunConfig) -> Path:

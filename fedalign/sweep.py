@@ -21,7 +21,7 @@ from fedalign.report.compare_tables import show as show_comparison
 from fedalign.report.profile import to_json, to_table
 from fedalign.report.render import render_run
 from fedalign.report.terminal import show_summary
-from fedalign.run import Result
+from fedalign.run_end import Result
 
 
 def run_all(console: Console, overrides: Sequence[str]) -> Path:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from fedalign.errors import UserError
 from fedalign.federation.observer import PhasePlan, RoundReport
 
 
@@ -29,7 +30,15 @@ class Stopwatch:
         """Do nothing."""
 
     def round_ended(self, report: RoundReport) -> None:
-        """Note the end of a round."""
+        """Note the end of a round.
+
+        Raises
+        ------
+        UserError
+            If clients failed: the time of the others is no time of all.
+        """
+        if report.failed:
+            raise UserError(f"{report.failed} of {report.cohort} clients failed, and what was left took no true time")
         self.tick()
 
     def run_ended(self) -> None:

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import argparse
 import functools
+import gc
+import math
+import os
 import statistics
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,8 +26,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedalign.errors import UserError
+from fedalign.errors import RunFailed, UserError
 from fedalign.models.language_model import LanguageModelSpec, ValuedPolicy
+from fedalign.models.lora_base import forget_bases
 from fedalign.objectives.ppo import token_log_probabilities
 from fedalign.pretrained import Dtype
 from fedalign.report.atomic import write_json_atomic, write_text_atomic
@@ -44,6 +48,8 @@ TOLERANCE: Mapping[Dtype, float] = {"float32": 1e-3, "bfloat16": 0.2, "float16":
 """How far a gradient may be from the plain one, as a share of its length."""
 MARKS = ("<!-- gpu -->", "<!-- end of gpu -->")
 _MEGABYTE = 2**20
+
+Keep = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -124,16 +130,14 @@ def time_steps(work: Work, repeats: int) -> dict[str, Any]:
     RuntimeError
         If a way does not compute the plain gradient.
     """
+    peaks = {name: peak_of_steps(work, *settings) for name, settings in WAYS.items()}
     ways = {name: Steps(work, *settings) for name, settings in WAYS.items()}
     times: dict[str, list[float]] = {name: [] for name in ways}
-    peaks: dict[str, int] = {}
     order = list(ways)
     for number in range(repeats):
         turn = number % len(order)
         for name in [*order[turn:], *order[:turn]]:
-            with _peak_of_pytorch(work.device) as held:
-                times[name].append(ways[name].timed(work.steps) / work.steps)
-            peaks[name] = held[0]
+            times[name].append(ways[name].timed(work.steps) / work.steps)
     plain = ways[PLAIN].gradient()
     report = {}
     for name, steps in ways.items():
@@ -144,19 +148,23 @@ def time_steps(work: Work, repeats: int) -> dict[str, Any]:
             "step_s": times[name],
             "ratio": [mine / other for mine, other in zip(times[name], times[PLAIN], strict=True)],
             "first_s": steps.first_s,
-            "peak_mb": peaks[name] / _MEGABYTE if work.device.startswith("cuda") else None,
+            "peak_mb": peaks[name],
             "gradient_off": off,
         }
     return report
 
 
 def engines(device: str, workers: Sequence[int]) -> dict[str, list[str]]:
-    """Return what clients work on: this process, or workers that share the device."""
-    share = 1 if device.startswith("cuda") else 0
-    return {"in_process": ["engine=in_process"]} | {
-        f"ray, {n} worker{'s' * (n > 1)}": ["engine=ray", f"engine.workers={n}", f"engine.gpus_per_worker={share / n}"]
-        for n in workers
-    }
+    """Return what clients work on: this process, or workers that share the device, and as few cores as there are."""
+    chosen = {"in_process": ["engine=in_process"]}
+    for number in workers:
+        cores = math.floor(1000 * min(1.0, (os.cpu_count() or 1) / number)) / 1000
+        of_ray = ["engine=ray", f"engine.workers={number}", f"engine.cpus_per_worker={cores}"]
+        if device.startswith("cuda"):
+            # A worker sees one GPU, whichever that is.
+            of_ray += [f"engine.gpus_per_worker={1 / number:.4f}", "model.device=cuda"]
+        chosen[f"ray, {number} worker{'s' * (number > 1)}"] = of_ray
+    return chosen
 
 
 def time_clients(work: Texts, workers: Sequence[int], repeats: int) -> dict[str, Any]:
@@ -166,6 +174,7 @@ def time_clients(work: Texts, workers: Sequence[int], repeats: int) -> dict[str,
     for number in range(repeats):
         turn = number % len(chosen)
         for name in [*list(chosen)[turn:], *list(chosen)[:turn]]:
+            forget_models(work.device)
             with _peak_of_device(work.device) as held:
                 told = measure(work, functools.partial(run_engine, engine=chosen[name]))
             report[name]["wall_ms"].append(told.wall_ms)
@@ -181,15 +190,23 @@ def _finish(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
-@contextmanager
-def _peak_of_pytorch(device: str) -> Iterator[list[int]]:
-    """Yield a list that holds, at the end, the most bytes that this process's tensors took on a GPU."""
-    held = [0]
+def forget_models(device: str) -> None:
+    """Give all of a GPU's memory back that no tensor in use takes."""
+    forget_bases()
+    gc.collect()
     if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats(device)
-    yield held
-    if device.startswith("cuda"):
-        held[0] = torch.cuda.max_memory_allocated(device)
+        torch.cuda.empty_cache()
+
+
+def peak_of_steps(work: Work, dtype: Dtype, compile: bool) -> float | None:
+    """Return the most megabytes that one way of training takes on a GPU, its weights among them; else None."""
+    if not work.device.startswith("cuda"):
+        return None
+    forget_models(work.device)
+    torch.cuda.reset_peak_memory_stats(work.device)
+    before = torch.cuda.memory_allocated(work.device)
+    Steps(work, dtype, compile).timed(1)
+    return (torch.cuda.max_memory_allocated(work.device) - before) / _MEGABYTE
 
 
 @contextmanager
@@ -213,8 +230,13 @@ def _peak_of_device(device: str) -> Iterator[list[int]]:
             watcher.join()
 
 
-def to_report(work: Work, clients: Texts | None, workers: Sequence[int], repeats: int, label: str) -> dict[str, Any]:
-    """Measure everything and return it as plain data, with ``label`` in place of the model's folder."""
+def to_report(
+    work: Work, clients: Texts | None, workers: Sequence[int], repeats: int, label: str, keep: Keep = lambda _: None
+) -> dict[str, Any]:
+    """Measure everything and return it as plain data, with ``label`` in place of the model's folder.
+
+    ``keep`` is given what there is before clients are timed, who may run out of memory.
+    """
     machine = environment(0)
     network = work.build("float32", False)
     report = {
@@ -226,6 +248,7 @@ def to_report(work: Work, clients: Texts | None, workers: Sequence[int], repeats
         "steps": time_steps(work, repeats),
     }
     if clients is not None:
+        keep(report)
         report["federation"] = asdict(replace(clients, model=label))
         report["clients"] = time_clients(clients, workers, repeats)
     return report
@@ -276,16 +299,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with tempfile.TemporaryDirectory() as folder:
             report = _measured(given, Path(folder))
-        if given.out is not None:
-            write_json_atomic(given.out, report)
-            write_text_atomic(given.out.with_suffix(".md"), to_table(report))
+        _write(given.out, report)
         if given.page is not None:
             put(given.page, to_table(report), MARKS)
-    except (UserError, RuntimeError) as error:
+    except (UserError, RunFailed, RuntimeError) as error:
         print(f"benchmark_gpu: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
     print(to_table(report), end="")
     return 0
+
+
+def _write(out: Path | None, report: Mapping[str, Any]) -> None:
+    if out is not None:
+        write_json_atomic(out, report)
+        write_text_atomic(out.with_suffix(".md"), to_table(report))
 
 
 def _measured(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -297,7 +324,7 @@ def _measured(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
         model, label = enlarged(model, width, layers, folder), f"GPT-2, width {width}, {layers} layers"
     work = Work(model, given.device, given.batch, given.tokens, given.steps)
     clients = Texts(model, given.device, given.dtype, threads=given.threads) if given.workers else None
-    return to_report(work, clients, given.workers, given.repeats, label)
+    return to_report(work, clients, given.workers, given.repeats, label, functools.partial(_write, given.out))
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from fedalign.config import parse, resolve
 from fedalign.contribution import Contribution, StackedContribution, State, stacked_delta, weighted_delta
 from fedalign.data.federated import ClientInfo, FederatedData, Role
-from fedalign.federation.conductor import Job
+from fedalign.federation.job import Job
 from fedalign.federation.observer import Observer
 from fedalign.federation.sampling import Sampler
 from fedalign.federation.site import Site

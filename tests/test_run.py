@@ -13,7 +13,7 @@ import torch
 from flwr.app import Context, RecordDict
 from safetensors.torch import load_file
 
-from fedalign import run
+from fedalign import run, run_end
 from fedalign.config import resolve, to_json
 from fedalign.engines.in_process import InProcess, InProcessGrid
 from fedalign.errors import RunFailed, UserError
@@ -154,7 +154,7 @@ def test_an_interrupted_run_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_why_a_run_failed_matters_more_than_its_report(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(GPOPhase, "local", failing)
-    monkeypatch.setattr(run, "render_run", failing)
+    monkeypatch.setattr(run_end, "render_run", failing)
     with pytest.raises(RunFailed, match="no luck"):
         start([*TINY, "output=broken"])
     assert read_status(Path("broken")).state == "failed"

@@ -19,8 +19,8 @@ SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".parquet")
 """File name endings that ``read_table`` knows."""
 
 
-def suffix_of(path: Path) -> str:
-    """Return which of ``SUFFIXES`` the file has.
+def suffix_of(path: Path, key: str = "data.path") -> str:
+    """Return which of ``SUFFIXES`` the file has; ``key`` is the setting that names it.
 
     Raises
     ------
@@ -30,7 +30,7 @@ def suffix_of(path: Path) -> str:
     for suffix in SUFFIXES:
         if path.name.lower().endswith(suffix):
             return suffix
-    raise UserError(f"data.path={path}: unknown suffix {path.suffix!r}; known: {', '.join(SUFFIXES)}")
+    raise UserError(f"{key}={path}: unknown suffix {path.suffix!r}; known: {', '.join(SUFFIXES)}")
 
 
 def read_table(path: Path, columns: tuple[str, ...]) -> Iterator[Record]:

@@ -11,7 +11,7 @@ from fedalign.deployment.folder import write_federation
 from fedalign.deployment.local import run_local
 from fedalign.deployment.plan import Address, plan_sites
 from fedalign.errors import UserError
-from fedalign.run import Result
+from fedalign.run_end import Result
 
 
 def write(

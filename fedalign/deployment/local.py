@@ -26,7 +26,8 @@ from fedalign.federation.directory import ClientDirectory
 from fedalign.federation.site import hosted
 from fedalign.guarantee import check_guarantee
 from fedalign.report.run_directory import RunDirectory
-from fedalign.run import Result, output_of
+from fedalign.run import output_of
+from fedalign.run_end import Result
 from fedalign.site import open_site
 
 HOST = "127.0.0.1"

@@ -85,6 +85,7 @@ class RayPool:
         self._kind = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0)(Worker)
         self._numbers = itertools.count(1)
         self._config: str | None = None
+        self._sees_gpus, self._opens = gpus > 0, False
         self._warned = False
         self._seats = [self._seat() for _ in range(workers)]
 
@@ -204,29 +205,38 @@ class RayPool:
                 seat.started, seat.starting = ray.get(seat.starting), None
                 return []
             if seat.opening is not None:
-                self._opened(seat, ray.get(seat.opening))
-                return []
+                return self._opened(seat, ray.get(seat.opening))
         except RayActorError as error:
             return self._stillborn(seat, error)
         except RayError as error:
             raise RunFailed(f"a worker cannot be started: {_short(error)}") from error
         return self._collect(seat)
 
-    def _opened(self, seat: _Seat, wrong: str | None) -> None:
-        if wrong is not None:
-            host = seat.started.host if seat.started else "?"
-            raise RunFailed(f"a worker on {host} cannot open the run's data: {wrong}")
-        seat.opening, seat.failures = None, 0
+    def _opened(self, seat: _Seat, wrong: str | None) -> list[Event]:
+        """Take note that a worker is ready; where it is not, but others were before it, it is started again."""
+        if wrong is None:
+            seat.opening, seat.failures, self._opens = None, 0, True
+            return []
+        host = seat.started.host if seat.started else "?"
+        told = f"a worker on {host} cannot open the run's data: {wrong}"
+        if not self._sees_gpus and "cuda" in wrong.lower():
+            told += "; a worker sees the GPUs that are set aside for it alone: set engine.gpus_per_worker"
+        return self._start_again(seat, told, self._opens)
 
     def _stillborn(self, seat: _Seat, error: RayActorError) -> list[Event]:
         """Start a worker again that died before it was ready."""
-        seat.failures += 1
         reason = self._reason(seat, error)
-        if seat.failures > self._retries or "creation task" in str(error):
-            raise RunFailed(f"a worker cannot be started: {reason}") from error
-        _log.warning("a worker died before it was ready: %s; it is started again", reason)
+        told = f"a worker cannot be started: {reason}"
+        return self._start_again(seat, told, "creation task" not in str(error))
+
+    def _start_again(self, seat: _Seat, told: str, hopeful: bool) -> list[Event]:
+        """Start a worker again that is not ready; end the run where that has no hope, or was tried often enough."""
+        seat.failures += 1
+        if seat.failures > self._retries or not hopeful:
+            raise RunFailed(told)
+        _log.warning("%s; it is started again", told)
         self._reseat(seat)
-        return [Died(reason, None, ())]
+        return [Died(told, None, ())]
 
     def _collect(self, seat: _Seat) -> list[Event]:
         events: list[Event] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.app.metadata import Metadata
 
@@ -152,6 +154,7 @@ class Worker:
                 None,
                 *(None for _ in clients),
             )
+        leave_broken_device()
         changes, records = _changes(clients, before, context.state)
         return Header(tuple(changes), time.perf_counter() - began), pack(reply.content), *records
 
@@ -162,6 +165,21 @@ class Worker:
         for name, record in self._read[1].items():
             content[name] = record
         return content
+
+
+def leave_broken_device() -> None:
+    """End the process if its GPU answers nothing any more: every client after this one would fail in it at once.
+
+    Some errors of CUDA stay with a process for good. The pool starts another and sends the clients out again.
+    """
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        sys.stderr.write(f"the GPU cannot be used any more: {error}\n")
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def _changes(

@@ -26,9 +26,12 @@ class Trial:
     ----------
     verdict : bool or None
         Whether to stack; None while that is not known.
+    asked : bool
+        Whether the verdict is the user's, and stays.
     """
 
     verdict: bool | None = None
+    asked: bool = False
     _loop: list[float] = field(default_factory=list)
     _stack: list[float] = field(default_factory=list)
     _broken: int = 0
@@ -65,7 +68,7 @@ class Trial:
     def broke(self) -> bool:
         """Learn that a stack could not be trained; return whether that was so often in a row that no other is tried."""
         self._broken += 1
-        if self._broken >= _MOST_BROKEN:
+        if self._broken >= _MOST_BROKEN and not self.asked:
             self.verdict = False
         return self.verdict is False
 
@@ -100,7 +103,7 @@ class Batching:
         numbers = phase.stacked_size()
         if not numbers or self._choose == "loop" or (self._choose == "auto" and numbers > self._largest):
             return None
-        trial = Trial(verdict=True if self._choose == "stack" else None)
+        trial = Trial(verdict=True, asked=True) if self._choose == "stack" else Trial()
         return PhaseBatching(self._cohort, self._trials.setdefault((phase.name, numbers, device), trial), self.clock)
 
 

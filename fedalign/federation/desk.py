@@ -19,7 +19,7 @@ from fedalign.federation import secure_client
 from fedalign.federation.batching import Batching
 from fedalign.federation.compressing import compressed
 from fedalign.federation.custodian import extra_names
-from fedalign.federation.failures import failure_of
+from fedalign.federation.failures import failure_of, forget_work
 from fedalign.federation.local_work import LocalWork
 from fedalign.federation.messages import REPORT, STATE, Instruction, NodeReport
 from fedalign.federation.packed_records import contribution_bytes
@@ -133,7 +133,9 @@ class Desk(ABC):
         try:
             return self.work(client), time.perf_counter() - start
         except Exception as error:
-            return error, 0.0
+            found = error
+        forget_work(found)
+        return found, 0.0
 
     def _told(self, client: str, made: tuple[Contribution | Exception, float]) -> Told:
         found, seconds = made

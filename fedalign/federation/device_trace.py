@@ -76,7 +76,7 @@ class TracedDevices(Devices):
         path, named, spare = Path(str(self.path)), dict[str, Device](), list[Device]()
         if not path.is_file():
             raise UserError(f"{_KEY}={self.path}: no such file; give a trace of devices (docs/population.md)")
-        suffix_of(path)
+        suffix_of(path, _KEY)
         for where, row in read_table(path, _NUMBERS):
             device, client = self._device(where, row), row.get("client")
             if client in (None, ""):
@@ -93,7 +93,7 @@ class TracedDevices(Devices):
 
     def _windows(self, where: str, cell: object) -> Windows | None:
         """Return hours as seconds; one that ends before it begins goes on in the next period."""
-        if cell in (None, ""):
+        if cell in (None, "", []):
             return None
         try:
             pairs: Any = json.loads(cell) if isinstance(cell, str) else cell
@@ -106,7 +106,7 @@ class TracedDevices(Devices):
                     f"{where}: online={cell!r} must be pairs of hours such as [[8, 12.5], [20, 30]], each beginning "
                     f"below {self.period_hours:g} and ending after it began, at most a period later"
                 )
-        return tuple((begin * HOUR_S, end * HOUR_S) for begin, end in windows)
+        return tuple((begin * HOUR_S, end * HOUR_S) for begin, end in windows) or None
 
 
 def _positive(where: str, name: str, cell: object) -> float:

@@ -21,6 +21,15 @@ class SiteFailed(Exception):
     """What a site tells of an error in place of the error itself."""
 
 
+def forget_work(error: Exception) -> None:
+    """Let go of what a client held when its memory ran out, which else lives as long as the error does."""
+    if isinstance(error, torch.OutOfMemoryError):
+        error.__traceback__ = error.__context__ = error.__cause__ = None
+        if torch.cuda.is_available():
+            # Others that share the GPU cannot use what PyTorch keeps for this process.
+            torch.cuda.empty_cache()
+
+
 def failure_of(client: str, error: Exception, guarded: bool) -> str:
     """Return what is reported of a client's failure; the node's own log has it all.
 

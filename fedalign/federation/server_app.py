@@ -8,7 +8,8 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedalign.federation.conductor import Conductor, Job, Outcome
+from fedalign.federation.conductor import Conductor
+from fedalign.federation.job import Job, Outcome
 
 
 def make_server_app(make_job: Callable[[Mapping[str, Any]], Job], keep: Callable[[Outcome], None]) -> ServerApp:

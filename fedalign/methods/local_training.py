@@ -291,6 +291,7 @@ def _descend(
     """Take the steps along what ``gradients(step)`` writes, from ``state``; return the optimiser with its moments."""
     own = trainable(network)
     _assign(own, state)
+    start = {name: state[name].to(parameter.device) for name, parameter in own.items()} if settings.proximal_mu else {}
     parameters = [*own.values(), *personal]
     optimizer = settings.build_optimizer(parameters)
     if settings.optimizer_state == "persist":
@@ -301,7 +302,7 @@ def _descend(
         for parameter in parameters:
             parameter.grad = None
         gradients(step)
-        _shape_gradients(network, state, settings)
+        _shape_gradients(network, start, settings)
         optimizer.step()
     return optimizer
 
@@ -314,31 +315,32 @@ def _moves(parameter: nn.Parameter, rate: float) -> bool:
     return bool(rate * parameter.grad.abs().max() > finest)
 
 
-def _shape_gradients(network: nn.Module, state: State, settings: LocalTraining) -> None:
-    """Add the proximal term's gradient and bound the norm."""
+def _shape_gradients(network: nn.Module, start: State, settings: LocalTraining) -> None:
+    """Add the gradient of the proximal term, whose centre is ``start``, and bound the norm."""
     if settings.proximal_mu:
         with torch.no_grad():
             for name, parameter in trainable(network).items():
                 if parameter.grad is not None:
-                    parameter.grad.add_(parameter - state[name], alpha=settings.proximal_mu)
+                    parameter.grad.add_(parameter - start[name], alpha=settings.proximal_mu)
     if settings.max_grad_norm is not None:
         nn.utils.clip_grad_norm_(network.parameters(), settings.max_grad_norm)
 
 
 def _recall(optimizer: Optimizer, network: nn.Module, memory: Memory) -> None:
-    """Put remembered moments into the optimiser; a parameter without any starts afresh."""
+    """Put remembered moments into the optimiser, beside their parameters; one without any starts afresh."""
     kept: dict[str, dict[str, Tensor]] = {}
     for place, value in memory.items():
         owner, _, key = place.rpartition("/")
         kept.setdefault(owner, {})[key] = value
     for name, parameter in network.named_parameters():
         if f"{MOMENTS}/{name}" in kept:
-            optimizer.state[parameter] = kept[f"{MOMENTS}/{name}"]
+            moments = kept[f"{MOMENTS}/{name}"]
+            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in moments.items()}
 
 
 def _remember(optimizer: Optimizer, network: nn.Module, memory: Memory) -> None:
-    """Write the optimiser's moments into memory."""
+    """Write the optimiser's moments into memory, which is the main one: a GPU need not hold those of all clients."""
     for name, parameter in network.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
-                memory[f"{MOMENTS}/{name}/{key}"] = value
+                memory[f"{MOMENTS}/{name}/{key}"] = value.cpu()

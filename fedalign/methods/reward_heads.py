@@ -66,7 +66,7 @@ class RewardPhase(PairPhase):
 
     def initial(self, streams: Streams, artefacts: Artefacts) -> State:
         """Return freshly drawn heads, which depend on the seed alone."""
-        return {name: p.detach() for name, p in trainable(self._build(Streams(streams.seed))).items()}
+        return {name: p.detach().cpu() for name, p in trainable(self._build(Streams(streams.seed))).items()}
 
     def template(self, state: State) -> Template | None:
         """Return a delta for every weight, and the weight that each head was trained with."""
@@ -97,7 +97,7 @@ class RewardPhase(PairPhase):
         for member in members.values():
             member.remember(memory)
         weight = self.method.client_weight(shard)
-        after = {name: parameter.detach() for name, parameter in trainable(self.network).items()}
+        after = {name: parameter.detach().cpu() for name, parameter in trainable(self.network).items()}
         change = change_by_head(state, after, weight, _shares(shard.people, members))
         own = _told(reports, shard, loss)
         return Contribution({**change.tensors, **own.tensors}, {**change.scalars, **own.scalars})
@@ -239,7 +239,7 @@ class RewardPhase(PairPhase):
             self.network.train()
             train_privately(self.network, state, units, local, privacy, *steps, memory, streams)
         self.network.eval()
-        after = {name: parameter.detach() for name, parameter in trainable(self.network).items()}
+        after = {name: parameter.detach().cpu() for name, parameter in trainable(self.network).items()}
         return weighted_delta(state, after, 1.0)
 
     def _adapt(

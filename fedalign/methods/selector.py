@@ -113,7 +113,7 @@ class SelectorPhase(PairPhase):
     def initial(self, streams: Streams, artefacts: Artefacts) -> State:
         """Return freshly drawn weights and prototypes, which depend on the seed alone, and the prior's tensors."""
         fresh = self._build(Streams(streams.seed))
-        state = {name: p.detach() for name, p in trainable(fresh).items()}
+        state = {name: p.detach().cpu() for name, p in trainable(fresh).items()}
         return {**state, **self.method.prior.initial(self._spec.latent, streams)}
 
     def template(self, state: State) -> Template | None:
@@ -356,7 +356,7 @@ class SelectorPhase(PairPhase):
 
     def _change(self, state: State) -> tuple[State, State]:
         """Return the trained tensors as they were broadcast, and as they are now."""
-        after = {name: p.detach() for name, p in trainable(self.network).items()}
+        after = {name: p.detach().cpu() for name, p in trainable(self.network).items()}
         return {name: state[name] for name in after}, after
 
     def _posteriors(self, shard: PairShard, generator: torch.Generator) -> dict[str, Posterior]:

@@ -15,6 +15,9 @@ from fedalign.methods.base import Memory
 from fedalign.methods.local_training import MOMENTS, LocalTraining, loss_failure
 from fedalign.models.stacked import Stack
 
+_STEPS = "step"
+"""What Adam calls the number of its steps: a number whatever the shape of the parameter."""
+
 
 @dataclass(frozen=True)
 class StackedOutcome:
@@ -94,7 +97,7 @@ class _StackedOptimizer:
     ) -> None:
         self._stack, self._memories, self._personal = stack, memories, personal
         kept = self._recalled() if settings.optimizer_state == "persist" else {}
-        self._apart = any(len({float(step) for step in moments.get("step", [])}) > 1 for moments in kept.values())
+        self._apart = any(len({float(step) for step in moments.get(_STEPS, [])}) > 1 for moments in kept.values())
         self._parts: dict[str, list[Tensor]] = {
             name: list(parameter.detach().unbind()) if self._apart else [parameter]
             for name, parameter in stack.parameters.items()
@@ -127,7 +130,7 @@ class _StackedOptimizer:
         """Write one moment, of one client or of all; copies, since a part would keep the whole alive."""
         for place in places:
             if only is None:
-                self._memories[place][key] = (value[place] if value.dim() else value).clone()
+                self._memories[place][key] = (value if key.endswith(f"/{_STEPS}") else value[place]).clone()
             elif place in only:
                 self._memories[place][key] = value.clone()
 
@@ -149,13 +152,13 @@ class _StackedOptimizer:
         parts = self._parts[name]
         for number, part in enumerate(parts):
             self._optimizer.state[part] = {
-                key: values[number].clone() if self._apart else _joined(values) for key, values in moments.items()
+                key: values[number].clone() if self._apart else _joined(key, values) for key, values in moments.items()
             }
 
 
-def _joined(values: Sequence[Tensor]) -> Tensor:
+def _joined(key: str, values: Sequence[Tensor]) -> Tensor:
     """Return one moment of all clients; numbers of steps are equal, and stay one number."""
-    return torch.stack(list(values)) if values[0].dim() else values[0].clone()
+    return values[0].clone() if key == _STEPS else torch.stack(list(values))
 
 
 def _shape_gradients(stack: Stack, state: State, settings: LocalTraining) -> None:

@@ -24,6 +24,11 @@ def _shared_base(folder: Path, kind: Kind, dtype: Dtype, device: str) -> Any:
     return load_network(folder, loader, dtype, device, "model").requires_grad_(False)
 
 
+def forget_bases() -> None:
+    """Let go of the networks that are kept for whoever asks for them again."""
+    _shared_base.cache_clear()
+
+
 def own_modules(folder: Path, kind: Kind, dtype: Dtype, device: str) -> Any:
     """Return a folder's frozen network with modules of its own, and tensors that all such networks share.
 

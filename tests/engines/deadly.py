@@ -14,6 +14,8 @@ from fedalign.federation.site import Site
 from fedalign.site import open_site
 
 ALWAYS = "always"
+FULL = "full"
+"""Ends a file's name that keeps the next process from opening the site, once."""
 
 
 class DeadlyData(FederatedData):
@@ -40,12 +42,18 @@ class DeadlyData(FederatedData):
             for path in self._directory.glob(f"{client}-*"):
                 if not path.name.endswith(ALWAYS):
                     path.unlink()
+                if path.name.endswith(FULL):
+                    (self._directory / FULL).touch()
                 os.kill(os.getpid(), signal.SIGKILL)
         return self._data.shard(client)
 
 
 def deadly_site(directory: str, spared: int, config: str, node_config: Mapping[str, Any]) -> Site:
     """Open the site that is configured, with such data."""
+    full = Path(directory) / FULL
+    if os.getpid() != spared and full.exists():
+        full.unlink()
+        raise MemoryError("the GPU is full")
     site = open_site(config, node_config)
     return replace(site, data=DeadlyData(site.data, directory, spared))
 

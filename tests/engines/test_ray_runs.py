@@ -21,11 +21,12 @@ from fedalign.errors import RunFailed, UserError
 from fedalign.federation.observer import RoundReport
 from fedalign.federation.site import Site
 from fedalign.report.metrics_log import MetricsLog, read_metrics
-from fedalign.run import Result, start
+from fedalign.run import start
+from fedalign.run_end import Result
 from fedalign.site import open_site
 from tests.laws.conftest import TINY, final_state, residuals, selector_overrides
 
-from .deadly import ALWAYS, broken_site, deadly_site
+from .deadly import ALWAYS, FULL, broken_site, deadly_site
 
 pytestmark = pytest.mark.slow
 
@@ -107,6 +108,14 @@ def test_a_client_that_kills_every_worker_is_dropped_and_the_run_goes_on(tmp_pat
     assert result.summary.status == "completed"
     assert counted(result, "clients_failed")[-2:] == [0.0, 1.0]
     assert counted(result, "retries")[-2:] == [0.0, 1.0]
+
+
+def test_a_new_worker_that_cannot_open_at_once_is_started_again(tmp_path: Path, deaths: Deaths) -> None:
+    undisturbed = run(tmp_path / "undisturbed", *RAY, "engine.workers=1")
+    deaths.plan("gpo", f"group-01-{FULL}")
+    disturbed = run(tmp_path / "disturbed", *RAY, "engine.workers=1")
+    assert list(deaths.directory.iterdir()) == []
+    assert same(final_state(disturbed), final_state(undisturbed))
 
 
 def test_mixture_weights_that_stay_on_the_client_outlive_its_worker(tmp_path: Path, deaths: Deaths) -> None:

@@ -20,11 +20,12 @@ from fedalign.data.federated import ClientInfo, FederatedData, Role
 from fedalign.engines.in_process import InProcessGrid
 from fedalign.federation.account import Account
 from fedalign.federation.client_app import make_client_app
-from fedalign.federation.conductor import Conductor, Federation, Job, Outcome
+from fedalign.federation.conductor import Conductor
 from fedalign.federation.custodian import Custodian
 from fedalign.federation.directory import ClientDirectory
 from fedalign.federation.exchange import StreamingGrid
 from fedalign.federation.exposure import exposure_of
+from fedalign.federation.job import Federation, Job, Outcome
 from fedalign.federation.observer import PhasePlan, RoundReport
 from fedalign.federation.payload import reply_bytes
 from fedalign.federation.population import Everybody, Population

@@ -129,7 +129,8 @@ def test_so_it_is_without_a_guarantee(tmp_path: Path, needs: Needs) -> None:
 
     phase = Plain(rounds=4)
     phase.needs = needs
-    from fedalign.federation.conductor import Conductor, Federation, Job
+    from fedalign.federation.conductor import Conductor
+    from fedalign.federation.job import Federation, Job
     from fedalign.federation.server_optimizer import FedAvg
 
     guarded = Guarded(tmp_path, NoPrivacy(), [phase])  # type: ignore[arg-type]

@@ -16,7 +16,8 @@ from fedalign.engines.in_process import InProcessGrid
 from fedalign.errors import RunFailed, UserError
 from fedalign.federation.checkpoint import BEST, NEWEST, Checkpoint
 from fedalign.federation.client_app import make_client_app
-from fedalign.federation.conductor import Conductor, Federation, Job, Outcome
+from fedalign.federation.conductor import Conductor
+from fedalign.federation.job import Federation, Job, Outcome
 from fedalign.federation.observer import PhasePlan, RoundReport
 from fedalign.federation.sampling import FixedSampler, FractionSampler, PoissonSampler, Sampler
 from fedalign.federation.server_app import make_server_app

@@ -131,3 +131,17 @@ def test_a_wrong_trace_is_refused_with_its_row(tmp_path: Path, rows: list[object
 def test_a_trace_that_is_not_there_is_named_by_its_key(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"population\.devices\.path=.*nothing\.csv: no such file"):
         TracedDevices(str(tmp_path / "nothing.csv"), 24).fleet(["a"], Streams(0))
+
+
+def test_a_trace_of_another_format_is_named_by_its_key(tmp_path: Path) -> None:
+    (tmp_path / "trace.txt").write_text("client\n")
+    with pytest.raises(UserError, match=r"^population\.devices\.path=.*trace\.txt: unknown suffix"):
+        TracedDevices(str(tmp_path / "trace.txt"), 24).fleet(["a"], Streams(0))
+
+
+@pytest.mark.parametrize("online", [[], "[]", "", None])
+def test_without_hours_a_device_is_always_there(tmp_path: Path, online: object) -> None:
+    path = tmp_path / "trace.jsonl"
+    path.write_text(json.dumps({**ROW, "online": online}))
+    device = TracedDevices(str(path), 24).fleet(["a"], Streams(0))["a"]
+    assert all(device.is_online(hour * HOUR_S) for hour in range(24))

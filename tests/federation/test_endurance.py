@@ -16,7 +16,8 @@ from fedalign.engines.in_process import InProcessGrid
 from fedalign.errors import RunFailed, UserError
 from fedalign.federation import roster
 from fedalign.federation.client_app import make_client_app
-from fedalign.federation.conductor import Conductor, Federation, Job
+from fedalign.federation.conductor import Conductor
+from fedalign.federation.job import Federation, Job
 from fedalign.federation.messages import SAVE, TRAIN
 from fedalign.federation.sampling import FractionSampler
 from fedalign.federation.server_optimizer import FedAvg

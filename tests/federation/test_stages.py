@@ -20,8 +20,9 @@ from fedalign.data.federated import ClientInfo, Role
 from fedalign.engines.in_process import InProcessGrid
 from fedalign.errors import RunFailed, UserError
 from fedalign.federation.checkpoint import NEWEST, Checkpoint
-from fedalign.federation.conductor import Conductor, Federation, Job
+from fedalign.federation.conductor import Conductor
 from fedalign.federation.directory import ClientDirectory, discover
+from fedalign.federation.job import Federation, Job
 from fedalign.federation.sampling import FixedSampler, FractionSampler, PoissonSampler, Sampler
 from fedalign.federation.server_optimizer import FedAvg
 from fedalign.federation.site import Site, check_apart

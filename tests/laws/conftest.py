@@ -9,7 +9,8 @@ import pytest
 from safetensors.torch import load_file
 
 from fedalign.contribution import State
-from fedalign.run import Result, start
+from fedalign.run import start
+from fedalign.run_end import Result
 
 from .guarded_world import reward, world  # noqa: F401 - fixtures
 

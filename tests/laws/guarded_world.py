@@ -22,9 +22,10 @@ from fedalign.data.federated import Kind
 from fedalign.engines.in_process import InProcessGrid
 from fedalign.federation.account import Account
 from fedalign.federation.client_app import make_client_app
-from fedalign.federation.conductor import Conductor, Federation, Job, Outcome
+from fedalign.federation.conductor import Conductor
 from fedalign.federation.custodian import Custodian
 from fedalign.federation.directory import ClientDirectory
+from fedalign.federation.job import Federation, Job, Outcome
 from fedalign.federation.population import Everybody
 from fedalign.federation.records import decode_contribution
 from fedalign.federation.sampling import FractionSampler, Sampler

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from fedalign.run import Result
+from fedalign.run_end import Result
 from tests.language_models import random_model
 
 SIDES = ("long", "short", "plain", "ornate", "praise", "criticism")

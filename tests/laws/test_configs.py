@@ -19,7 +19,8 @@ from fedalign.models.gpo import GPOModel
 from fedalign.models.language_model import LanguageModelSpec
 from fedalign.models.reward import RewardSpec
 from fedalign.models.variational import VariationalSpec
-from fedalign.run import Result, start
+from fedalign.run import start
+from fedalign.run_end import Result
 from tests.cases import mostly_slow
 from tests.configs import composed, configured
 

@@ -17,7 +17,8 @@ from fedalign.data.federated import Role
 from fedalign.errors import UserError
 from fedalign.metrics.record import decode
 from fedalign.rng import Streams
-from fedalign.run import Result, resume, start
+from fedalign.run import resume, start
+from fedalign.run_end import Result
 from fedalign.site import open_site
 from tests.cases import mostly_slow
 from tests.language_models import random_model

@@ -21,7 +21,8 @@ from fedalign.models.text import TextCodec
 from fedalign.objectives.dpo import dpo_loss, sequence_log_probability
 from fedalign.report.metrics_log import read_metrics
 from fedalign.rng import Streams
-from fedalign.run import Result, resume, start
+from fedalign.run import resume, start
+from fedalign.run_end import Result
 from tests.language_models import random_model
 from tests.methods.ranking_worlds import Rounds, adapters, em, shard, silo, world
 

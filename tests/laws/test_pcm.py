@@ -23,7 +23,8 @@ from fedalign.models.mixing import Linear, LogLinear, Mixing
 from fedalign.opened_run import OpenedRun
 from fedalign.report.run_directory import RunDirectory
 from fedalign.rng import Streams
-from fedalign.run import Result, resume, start
+from fedalign.run import resume, start
+from fedalign.run_end import Result
 from fedalign.site import open_site
 from fedalign.site import setting as site_setting
 from tests.methods.scripted_experts import control_phase, controlled, online, transformer

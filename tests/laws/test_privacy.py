@@ -17,7 +17,8 @@ from fedalign.errors import UserError
 from fedalign.federation.observer import RoundReport
 from fedalign.report.metrics_log import MetricsLog, read_metrics
 from fedalign.report.summary import PRIVACY_KEYS
-from fedalign.run import JOURNAL, Result, resume
+from fedalign.run import JOURNAL, resume
+from fedalign.run_end import Result
 from tests.cases import mostly_slow
 
 from .conftest import Runner, felt, final_state, residuals

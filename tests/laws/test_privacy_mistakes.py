@@ -33,9 +33,10 @@ from fedalign.contribution import DELTA, WEIGHT, Contribution, State
 from fedalign.data.pairs import Judgments
 from fedalign.errors import RunFailed, UserError
 from fedalign.federation.checkpoint import BEST
-from fedalign.federation.conductor import Conductor, Outcome
+from fedalign.federation.conductor import Conductor
 from fedalign.federation.desk import TrainingDesk
 from fedalign.federation.directory import ClientDirectory
+from fedalign.federation.job import Outcome
 from fedalign.federation.messages import EVALUATE, STATE, TRAIN, Instruction, Terms
 from fedalign.federation.records import encode_tensors
 from fedalign.federation.sampling import CyclicSampler, FixedSampler, FractionSampler, PoissonSampler

@@ -32,7 +32,8 @@ from fedalign.objectives.reward_aggregation import AdaptiveAlpha, MaxRewards, Mi
 from fedalign.predict import predict
 from fedalign.report.metrics_log import MetricsLog
 from fedalign.rng import Streams
-from fedalign.run import Result, resume, start
+from fedalign.run import resume, start
+from fedalign.run_end import Result
 from tests.language_models import policy, random_model, shake
 from tests.methods.plural_world import ENCODER, QUESTIONS, TRAINING, group, method, phase, setting, spec, survey_rows
 from tests.methods.surveys import shard

@@ -141,28 +141,28 @@ def test_a_client_whose_loss_is_no_number_fails_alone() -> None:
             torch.testing.assert_close(tensor, expected[place][name], rtol=0, atol=1e-9)
 
 
-def agree(phase: Phase, state: State, shards: Sequence[Any], rounds: int = 2) -> None:  # type: ignore[type-arg]
+def agree(phase: Phase, state: State, shards: Sequence[Any], atol: float = 1e-6) -> None:  # type: ignore[type-arg]
     """Compare contributions and memories of local work done one by one and side by side, over rounds of one state."""
     alone: list[Memory] = [{} for _ in shards]
     together: list[Memory] = [{} for _ in shards]
-    for number in range(1, rounds + 1):
+    for number in (1, 2):
         streams = [Streams(3, phase.name, number, each.client) for each in shards]
         expected = [phase.local(state, *each) for each in zip(shards, streams, alone, strict=True)]
         stacked = phase.local_many(state, shards, streams, together)
         assert len(stacked) == len(shards)
         assert not stacked.failures
         for place, told in enumerate(expected):
-            same(stacked.one(place), told)
+            same(stacked.one(place), told, atol)
             assert together[place].keys() == alone[place].keys()
             for key, kept in together[place].items():
-                torch.testing.assert_close(kept, alone[place][key], rtol=1e-5, atol=1e-6, msg=key)
+                torch.testing.assert_close(kept, alone[place][key], rtol=1e-5, atol=atol, msg=key)
 
 
-def same(one: Contribution, other: Contribution) -> None:
+def same(one: Contribution, other: Contribution, atol: float = 1e-6) -> None:
     assert one.tensors.keys() == other.tensors.keys()
-    assert one.scalars == pytest.approx(other.scalars, rel=1e-5, abs=1e-6)
+    assert one.scalars == pytest.approx(other.scalars, rel=1e-5, abs=atol)
     for name in one.tensors:
-        torch.testing.assert_close(one.tensors[name], other.tensors[name], rtol=1e-5, atol=1e-6, msg=name)
+        torch.testing.assert_close(one.tensors[name], other.tensors[name], rtol=1e-5, atol=atol, msg=name)
 
 
 @pytest.mark.parametrize(
@@ -187,6 +187,9 @@ def test_group_preference_predictors_agree(make_gpo: MakeGPO, changes: tuple[str
     agree(phase, phase.initial(Streams(0, "gpo"), known), shards)
 
 
+PERSIST = "method.local.optimizer_state=persist"
+
+
 def people() -> list[PairShard]:
     """Return clients whose people differ in how much they have judged; the last has two."""
     found = [
@@ -204,8 +207,10 @@ def people() -> list[PairShard]:
         ("method=fedvpa_sums", "method.divergence.weights=gumbel", "model.aggregation=attention"),
         ("method=fedvpa_sums", "method.divergence.form=mixture", "model.decoder=mlp", "model.evidence=false"),
         ("method=fedvpl", "model.head=selector", "model.decoder=additive", "model.body.layers=2"),
+        # Evidence has a number among its parameters, and so have its moments.
+        ("method=fedvpa_sums", "model.evidence=true", "method.local.optimizer=adam", PERSIST),
     ],
-    ids=["dropout", "bank", "gumbel", "mixture", "selector"],
+    ids=["dropout", "bank", "gumbel", "mixture", "selector", "persist"],
 )
 def test_variational_selectors_agree(changes: tuple[str, ...]) -> None:
     """Also where one client holds several people, and people differ in how much they have judged."""
@@ -218,7 +223,8 @@ def test_variational_selectors_agree(changes: tuple[str, ...]) -> None:
         told = [phase.local(state, each, Streams(0, "selector", 1, each.client), {}) for each in shards]
         state |= phase.method.prior.update_each(state, told)
         state |= {name: torch.ones_like(tensor) for name, tensor in state.items() if name == "mixture/n"}
-    agree(phase, state, shards)
+    # Adam makes more of rounding where a gradient is small.
+    agree(phase, state, shards, 1e-4 if PERSIST in changes else 1e-6)
 
 
 @pytest.mark.parametrize(

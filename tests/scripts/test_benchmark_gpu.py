@@ -18,6 +18,7 @@ from scripts.benchmark_text import Texts, enlarged
 from tests.language_models import random_model
 
 SMALL = ["--device", "cpu", "--batch", "2", "--tokens", "6", "--steps", "1", "--repeats", "2", "--dtype", "float32"]
+OWN_GPU = "model.device=cuda"
 TEXTS = replace(Texts("", "cpu", "float32"), clients=2, steps=1, batch=2)
 
 
@@ -82,13 +83,26 @@ def test_workers_train_too(folder):
     assert set(report) == {"in_process", "ray, 1 worker"}
 
 
-def test_workers_share_the_gpu_whole():
-    assert engines("cuda", [1, 4]) == {
+def test_workers_share_the_gpu_whole_and_the_cores_there_are(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    cores = [f"engine.cpus_per_worker={share}" for share in ("1.0", "0.666")]
+    assert engines("cuda:1", [1, 3]) == {
         "in_process": ["engine=in_process"],
-        "ray, 1 worker": ["engine=ray", "engine.workers=1", "engine.gpus_per_worker=1.0"],
-        "ray, 4 workers": ["engine=ray", "engine.workers=4", "engine.gpus_per_worker=0.25"],
+        "ray, 1 worker": ["engine=ray", "engine.workers=1", cores[0], "engine.gpus_per_worker=1.0000", OWN_GPU],
+        "ray, 3 workers": ["engine=ray", "engine.workers=3", cores[1], "engine.gpus_per_worker=0.3333", OWN_GPU],
     }
-    assert engines("cpu", [2])["ray, 2 workers"][-1] == "engine.gpus_per_worker=0.0"
+    assert engines("cpu", [2])["ray, 2 workers"] == ["engine=ray", "engine.workers=2", cores[0]]
+
+
+def test_what_was_measured_is_kept_though_clients_fail(folder, tmp_path, capsys, monkeypatch, traced):
+    def full(*_):
+        raise UserError("3 of 8 clients failed")
+
+    monkeypatch.setattr(benchmark, "time_clients", full)
+    out = tmp_path / "run.json"
+    assert main(["--model", str(folder), *SMALL, "--workers", "1", "--out", str(out)]) == 2
+    assert capsys.readouterr().err == "benchmark_gpu: 3 of 8 clients failed\n"
+    assert set(json.loads(out.read_text())["steps"]) == set(WAYS)
 
 
 def test_a_larger_model_has_the_tokenizer_and_its_own_size(folder, tmp_path):
