@@ -148,6 +148,7 @@ class Worker:
         try:
             reply = self._app(Message(content=content, metadata=_metadata(shared.kind)), context)  # type: ignore[call-overload]
         except Exception as error:
+            leave_broken_device()
             reason = "".join(traceback.format_exception_only(error))
             return (
                 Header((Changes(),) * len(clients), time.perf_counter() - began, reason),
